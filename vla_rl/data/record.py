@@ -1,0 +1,472 @@
+"""Record a policy (expert, person or learned) in an environment as a LeRobotDataset v3.
+
+Episode i is played from seed + i, whatever the number of environments, and episodes are stored in seed
+order: the data set is a function of (policy, seed) for a policy without randomness of its own. Recording is
+atomic and resumable, see ``vla_rl.data.spool``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_rl.data.spool import NO_SPACE, Spool, check_settings, disk_errors
+from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action
+from vla_rl.errors import UserError
+from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK, image_key
+from vla_rl.policies.base import Policy, check_compatible, reset_rows
+
+MARKER = Path("meta", "vla_rl_recording.json")
+"""Settings and summary of the recording, inside the data set."""
+
+FINAL = Path("meta", "vla_rl_final_observations.safetensors")
+"""The observation after each episode's last action, which LeRobot has no place for: key -> [episodes, ...]."""
+
+VIDEO = {"vcodec": "h264", "pix_fmt": "yuv444p", "g": 10, "crf": 18, "preset": "ultrafast"}
+"""Measured at 96 px on one core: 6,500 frames/s, 1.5 kB a frame, 42 dB. LeRobot's own default (SVT-AV1,
+4:2:0, crf 30): 460 frames/s, 1.2 kB, 32 dB; halved colour resolution blurs objects a few pixels wide."""
+
+MAX_VIDEO_MB = 16
+"""LeRobot copies the whole video file for every episode appended to it; small files keep that linear."""
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def record(
+    env: VlaVectorEnv,
+    policy: Policy,
+    episodes: int,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    only_success: bool = False,
+    cameras: Sequence[str] | None = None,
+    deterministic: bool = False,
+    progress: Progress | None = None,
+    policy_id: str | None = None,
+    max_attempts: int | None = None,
+) -> dict[str, Any]:
+    """Record ``episodes`` episodes into a LeRobotDataset v3 folder.
+
+    Killed at any moment it loses at most the episodes being played; the same call continues. A finished
+    recording with the same settings is returned as it is.
+
+    Args:
+        env: B environments.
+        policy: gives one action [B, A] a step (a chunked one is run open loop over its whole chunk).
+        episodes: how many to keep.
+        out: folder to create; episodes being recorded lie in ``<out>.recording``.
+        seed: of the first attempt; attempt i is played from ``seed + i``.
+        only_success: keep successes only: the first ``episodes`` of them in seed order.
+        cameras: names to record; None = all, () = none.
+        deterministic: passed to ``policy.act``.
+        progress: called after each finished episode with ``{"episodes", "total", "attempts", "successes",
+            "frames"}``.
+        policy_id: what tells this policy from another (a path, a noise level), compared on resuming.
+        max_attempts: give up after so many (default 20 per wanted episode, at least 100).
+
+    Returns:
+        ``{"path", "episodes", "frames", "attempts", "successes", "success_rate", "per_task", "seconds",
+        "resumed_episodes"}``; ``successes`` of all ``attempts`` up to the last kept episode.
+
+    Raises:
+        UserError: a policy that does not fit, an unknown camera, ``out`` taken or begun with other settings,
+            no space left, too few successes.
+    """
+    out = Path(out)
+    policy = _stepwise(policy)
+    spec = env.env_spec
+    settings = _settings(spec, policy, episodes, seed, only_success, cameras, deterministic, policy_id)
+    finished = _finished(out, settings)
+    if finished is not None:
+        return finished
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    spool = Spool(out, settings)
+    try:
+        limit = max_attempts or max(100, 20 * episodes)
+        session = _Session(spool, settings, episodes, limit if only_success else episodes, progress)
+        started = time.monotonic()
+        if not session.complete:
+            # A policy that samples must not repeat its noise after a resume.
+            torch.manual_seed(seed + len(session.done))
+            _play(env, policy, session, list(settings["cameras"]), deterministic)
+        summary = session.summary(out) | {"seconds": time.monotonic() - started}
+        _build(spool, session.kept(), settings, summary, spec)
+        spool.publish()
+        return summary
+    finally:
+        spool.close()
+
+
+def _stepwise(policy: Policy) -> Policy:
+    """``policy``, or its open-loop execution when it gives chunks."""
+    if not policy.spec.chunk_length:
+        return policy
+    from vla_rl.policies.open_loop import OpenLoop
+
+    return OpenLoop(policy, horizon=policy.spec.chunk_length)
+
+
+def _settings(
+    spec: EnvSpec,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    only_success: bool,
+    cameras: Sequence[str] | None,
+    deterministic: bool,
+    policy_id: str | None,
+) -> dict[str, Any]:
+    """What the data set is a function of, as JSON; checks all of it before anything slow starts."""
+    check_compatible(policy.spec, spec)
+    if episodes < 1:
+        raise UserError(f"episodes={episodes}: record at least one")
+    if abs(spec.rate_hz - round(spec.rate_hz)) > 1e-6:
+        raise UserError(f"{spec.id} runs at {spec.rate_hz} Hz; LeRobot data sets need a whole number of Hz")
+    keys = list(spec.cameras) if cameras is None else [image_key(c) for c in cameras]
+    for key in keys:
+        if key not in spec.cameras:
+            have = ", ".join(spec.cameras) or "none"
+            raise UserError(f"camera {key} is not in environment {spec.id}, which has: {have}")
+    return {
+        "format": 1,
+        "env": spec.id,
+        "fps": round(spec.rate_hz),
+        "state_dim": spec.state_dim,
+        "env_state_dim": spec.env_state_dim,
+        "action_low": list(spec.action_low),
+        "action_high": list(spec.action_high),
+        "cameras": {key: list(spec.cameras[key]) for key in keys},
+        "max_episode_steps": spec.max_episode_steps,
+        "policy": policy_id or type(policy).__name__,
+        "episodes": int(episodes),
+        "seed": int(seed),
+        "only_success": bool(only_success),
+        "deterministic": bool(deterministic),
+    }
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary when ``out`` already is this very recording; None when it is free to be created."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: choose another out folder")
+    if (out / MARKER).is_file():
+        marker = json.loads((out / MARKER).read_text())
+        check_settings(marker["settings"], settings, out)
+        # A kill between publishing and clean-up leaves the work folder behind.
+        shutil.rmtree(out.with_name(out.name + ".recording"), ignore_errors=True)
+        return marker["summary"] | {"path": str(out), "resumed_episodes": marker["summary"]["episodes"]}
+    if any(out.iterdir()):
+        raise UserError(f"{out} exists and is not a recording of these settings: choose another out folder")
+    return None
+
+
+class _Session:
+    """Which attempts are done, which episodes are kept, when there are enough."""
+
+    def __init__(
+        self, spool: Spool, settings: dict[str, Any], episodes: int, limit: int, progress: Progress | None
+    ) -> None:
+        self.spool, self.settings, self.episodes, self.limit = spool, settings, episodes, limit
+        self.only_success = settings["only_success"]
+        self.done = spool.done()
+        self.resumed = sum(self.done.values())
+        self._info: dict[int, tuple[bool, int, str]] = {}
+        for attempt, kept in self.done.items():
+            if kept:
+                arrays = spool.read(attempt)
+                self._info[attempt] = (bool(arrays["success"]), len(arrays[ACTION]), str(arrays[TASK]))
+        self._progress = progress
+        self._next = 0
+
+    def next_attempt(self) -> int | None:
+        """The next attempt to play, None when no more need be begun."""
+        while self._next in self.done:
+            self._next += 1
+        if self._next >= self.limit:
+            return None
+        self._next += 1
+        return self._next - 1
+
+    def prefix(self) -> int:
+        """Number of leading attempts that are all done."""
+        n = 0
+        while n in self.done:
+            n += 1
+        return n
+
+    def kept(self) -> list[int]:
+        """The attempts that make up the data set, in order (only what is certain by now)."""
+        return [a for a in range(self.prefix()) if self.done[a]][: self.episodes]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every wanted episode is stored."""
+        return len(self.kept()) >= self.episodes
+
+    def finish(self, attempt: int, arrays: dict[str, np.ndarray]) -> None:
+        """Store a finished attempt."""
+        keep = bool(arrays["success"]) or not self.only_success
+        self.spool.write(attempt, arrays if keep else None)
+        self.done[attempt] = keep
+        if keep:
+            self._info[attempt] = (bool(arrays["success"]), len(arrays[ACTION]), str(arrays[TASK]))
+        if self._progress:
+            infos = self._info.values()
+            self._progress(
+                {
+                    "episodes": min(len(infos), self.episodes),
+                    "total": self.episodes,
+                    "attempts": len(self.done),
+                    "successes": sum(i[0] for i in infos),
+                    "frames": sum(i[1] for i in infos),
+                }
+            )
+
+    def summary(self, out: Path) -> dict[str, Any]:
+        """Counts of the data set and of the attempts it took."""
+        kept = self.kept()
+        attempts = kept[-1] + 1
+        successes = sum(self._info[a][0] for a in range(attempts) if self.done[a])
+        per_task: dict[str, int] = {}
+        for a in kept:
+            per_task[self._info[a][2]] = per_task.get(self._info[a][2], 0) + 1
+        return {
+            "path": str(out),
+            "episodes": len(kept),
+            "frames": sum(self._info[a][1] for a in kept),
+            "attempts": attempts,
+            "successes": successes,
+            "success_rate": successes / attempts,
+            "per_task": per_task,
+            "resumed_episodes": self.resumed,
+        }
+
+
+def _play(
+    env: VlaVectorEnv, policy: Policy, session: _Session, cameras: list[str], deterministic: bool
+) -> None:
+    """Step the environments until the session is complete."""
+    spec, size = env.env_spec, env.num_envs
+    low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+    state_keys = [STATE] + ([ENV_STATE] if spec.env_state_dim else [])
+    first_seed = session.settings["seed"]
+    playing: list[int | None] = [session.next_attempt() for _ in range(size)]
+    seeds = [first_seed + (a if a is not None else 0) for a in playing]  # idle rows are stepped, not stored
+    frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(size)]
+    observation, _ = env.reset(seed=seeds)
+    state = policy.initial_state(size)
+    while True:
+        active = [row for row in range(size) if playing[row] is not None]
+        if not active:
+            found, tried = sum(session.done.values()), len(session.done)
+            raise UserError(
+                f"only {found} of {tried} attempts succeeded, {session.episodes} were asked for: "
+                "use a better policy, fewer episodes, or only_success=false"
+            )
+        needs = policy.needs_images(state).tolist() if policy.spec.image_keys else [False] * size
+        rows = [r for r in range(size) if needs[r] or (cameras and playing[r] is not None)]
+        images = env.look(rows) if rows else {}
+        seen = dict(observation)
+        for key in policy.spec.image_keys:
+            height, width = spec.cameras[key]
+            seen[key] = torch.zeros(size, 3, height, width, dtype=torch.uint8)
+            if rows:
+                seen[key][rows] = images[key].cpu()
+        output, state = policy.act(seen, state, deterministic=deterministic)
+        action = torch.minimum(torch.maximum(checked_action(output["action"], spec, size), low), high)
+        for row in active:
+            frame = {key: _copy(observation[key][row]) for key in state_keys}
+            frame |= {key: _copy(images[key][rows.index(row)]) for key in cameras}
+            frame[ACTION] = _copy(action[row])
+            frames[row].append(frame)
+        tasks = list(observation[TASK])
+        observation, reward, terminated, truncated, info = env.step(action)
+        done = (terminated | truncated).tolist()
+        for row in active:
+            last = frames[row][-1]
+            last["next.reward"] = np.array([float(reward[row])], np.float32)
+            last["next.success"] = np.array([bool(info["success"][row])])
+            last["next.done"] = np.array([done[row]])
+            last["next.truncated"] = np.array([bool(truncated[row]) and not bool(terminated[row])])
+        if not any(done):
+            continue
+        ended = [row for row in active if done[row]]
+        final_images = env.look(ended) if cameras and ended else {}
+        for i, row in enumerate(ended):
+            final = {key: _copy(observation[key][row]) for key in state_keys}
+            final |= {key: _copy(final_images[key][i]) for key in cameras}
+            attempt = playing[row]
+            assert attempt is not None
+            session.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
+        if session.complete:
+            return
+        for row in ended:
+            playing[row] = session.next_attempt()
+            frames[row] = []
+            seeds[row] = first_seed + (playing[row] or 0)
+        mask = torch.tensor(done)
+        observation, _ = env.reset(seed=seeds, options={"reset_mask": mask})
+        state = reset_rows(policy, state, mask)
+
+
+def _copy(value: torch.Tensor) -> np.ndarray:
+    """A numpy copy: environments may reuse their (shared) memory at the next step."""
+    return np.array(value.detach().cpu())
+
+
+def _stack(
+    frames: list[dict[str, np.ndarray]], final: dict[str, np.ndarray], task: str, seed: int
+) -> dict[str, np.ndarray]:
+    """One episode as arrays [T, ...]."""
+    arrays = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    arrays |= {f"final/{key}": value for key, value in final.items()}
+    arrays["seed"] = np.full((len(frames), 1), seed, np.int64)
+    arrays["success"] = arrays["next.success"].any()
+    arrays[TASK] = np.asarray(task)
+    return arrays
+
+
+def _features(settings: dict[str, Any], spec: EnvSpec) -> dict[str, dict]:
+    """LeRobot's description of the columns."""
+
+    def vector(size: int, names: Sequence[str] = ()) -> dict:
+        return {"dtype": "float32", "shape": (size,), "names": list(names) or None}
+
+    features = {STATE: vector(spec.state_dim, spec.state_names)}
+    if spec.env_state_dim:
+        features[ENV_STATE] = vector(spec.env_state_dim)
+    for key, (height, width) in settings["cameras"].items():
+        names = ["height", "width", "channels"]
+        features[key] = {"dtype": "video", "shape": (height, width, 3), "names": names}
+    features[ACTION] = vector(spec.action_dim, spec.action_names)
+    features["next.reward"] = vector(1)
+    for key in ("next.success", "next.done", "next.truncated"):
+        features[key] = {"dtype": "bool", "shape": (1,), "names": None}
+    features["seed"] = {"dtype": "int64", "shape": (1,), "names": None}
+    return features
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No encoder banners and no progress bar for every episode."""
+    import av
+    import datasets
+
+    level, bars = av.logging.get_libav_level(), datasets.are_progress_bars_disabled()
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        av.logging.set_libav_level(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _build(
+    spool: Spool, kept: list[int], settings: dict[str, Any], summary: dict[str, Any], spec: EnvSpec
+) -> None:
+    """Assemble the data set in ``spool.build`` with LeRobot's own writer."""
+    from lerobot.configs.video import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from safetensors.numpy import save_file
+
+    shutil.rmtree(spool.build, ignore_errors=True)
+    features = _features(settings, spec)
+    cameras = list(settings["cameras"])
+    finals: dict[str, list[np.ndarray]] = {}
+    try:
+        with disk_errors(spool.folder), _quiet():
+            dataset = LeRobotDataset.create(
+                repo_id=f"local/{spool.out.name}",
+                fps=settings["fps"],
+                features=features,
+                root=spool.build,
+                robot_type=spec.id,
+                use_videos=bool(cameras),
+                video_backend="pyav",
+                rgb_encoder=RGBEncoderConfig(**VIDEO) if cameras else None,
+                encoder_threads=1,
+                streaming_encoding=True,
+                # LeRobot drops frames when this queue is full: it must hold the longest episode.
+                encoder_queue_maxsize=spec.max_episode_steps + 16,
+                video_files_size_in_mb=MAX_VIDEO_MB,
+            )
+            for attempt in kept:
+                arrays = spool.read(attempt)
+                task = str(arrays[TASK])
+                for t in range(len(arrays[ACTION])):
+                    frame: dict[str, Any] = {key: arrays[key][t] for key in features if key in arrays}
+                    frame |= {key: np.ascontiguousarray(arrays[key][t].transpose(1, 2, 0)) for key in cameras}
+                    dataset.add_frame(frame | {TASK: task})
+                dataset.save_episode()
+                for key in [STATE, ENV_STATE, *cameras]:
+                    if f"final/{key}" in arrays:
+                        finals.setdefault(key, []).append(arrays[f"final/{key}"])
+            dataset.finalize()
+            save_file({key: np.stack(value) for key, value in finals.items()}, spool.build / FINAL)
+            marker = {"settings": settings, "summary": summary}
+            (spool.build / MARKER).write_text(json.dumps(marker, indent=1))
+    except UserError:
+        raise
+    except Exception as error:
+        # PyAV, Arrow and LeRobot's encoder threads wrap the errno, each in its own way.
+        code = getattr(error, "errno", None)
+        if code in NO_SPACE or "No space left" in str(error) or shutil.disk_usage(spool.folder).free < 1 << 20:
+            shutil.rmtree(spool.build, ignore_errors=True)
+            raise UserError(
+                f"no space left while writing {spool.build}: free some and run the same command again"
+            ) from error
+        raise
+
+
+def replay(env: VlaVectorEnv, path: Path | str, episodes: Sequence[int] | None = None) -> list[bool]:
+    """Execute recorded actions from the recorded seeds.
+
+    Args:
+        env: the environment that was recorded, any number of rows.
+        path: the data set.
+        episodes: which; None = all.
+
+    Returns:
+        Success of each episode in the simulator now, comparable with the recorded ``next.success``.
+    """
+    from vla_rl.data.dataset import load_episodes
+
+    recorded = load_episodes(path, episodes=episodes, images=False)
+    results: list[bool] = []
+    for start in range(0, len(recorded), env.num_envs):
+        batch = recorded[start : start + env.num_envs]
+        seeds = [e.seed for e in batch]
+        if any(s is None for s in seeds):
+            raise UserError(f"{path} has no column 'seed': only recordings of a simulator can be replayed")
+        batch_seeds = [s or 0 for s in seeds] + [batch[0].seed or 0] * (env.num_envs - len(batch))
+        env.reset(seed=batch_seeds)
+        success, live = [False] * len(batch), [True] * len(batch)
+        for t in range(max(e.length for e in batch)):
+            action = torch.zeros(env.num_envs, env.env_spec.action_dim)
+            for row, episode in enumerate(batch):
+                live[row] = live[row] and t < episode.length
+                action[row] = episode.data[ACTION][min(t, episode.length - 1)]
+            _, _, terminated, truncated, info = env.step(action)
+            done = terminated | truncated
+            for row in range(len(batch)):
+                if live[row]:
+                    success[row] = success[row] or bool(info["success"][row])
+                    live[row] = not bool(done[row])
+            if done.any():  # rows that are over are begun anew so that the others can go on
+                env.reset(seed=batch_seeds, options={"reset_mask": done})
+        results += success
+    return results
