@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla_rl.data.encoder import VIDEO, EpisodeEncoder
 from vla_rl.data.spool import NO_SPACE, Spool, check_settings, disk_errors
 from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
@@ -29,10 +30,6 @@ MARKER = Path("meta", "vla_rl_recording.json")
 
 FINAL = Path("meta", "vla_rl_final_observations.safetensors")
 """The observation after each episode's last action, which LeRobot has no place for: key -> [episodes, ...]."""
-
-VIDEO = {"vcodec": "h264", "pix_fmt": "yuv444p", "g": 10, "crf": 18, "preset": "ultrafast"}
-"""Measured at 96 px on one core: 6,500 frames/s, 1.5 kB a frame, 42 dB. LeRobot's own default (SVT-AV1,
-4:2:0, crf 30): 460 frames/s, 1.2 kB, 32 dB; halved colour resolution blurs objects a few pixels wide."""
 
 MAX_VIDEO_MB = 16
 """LeRobot copies the whole video file for every episode appended to it; small files keep that linear."""
@@ -364,13 +361,13 @@ def _quiet() -> Iterator[None]:
     import av
     import datasets
 
-    level, bars = av.logging.get_libav_level(), datasets.are_progress_bars_disabled()
+    bars = datasets.are_progress_bars_disabled()
     av.logging.set_libav_level(av.logging.ERROR)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        av.logging.set_libav_level(level)
+        av.logging.set_libav_level(av.logging.INFO)  # libav's own default; it cannot be asked for
         if not bars:
             datasets.enable_progress_bars()
 
@@ -398,12 +395,11 @@ def _build(
                 use_videos=bool(cameras),
                 video_backend="pyav",
                 rgb_encoder=RGBEncoderConfig(**VIDEO) if cameras else None,
-                encoder_threads=1,
                 streaming_encoding=True,
-                # LeRobot drops frames when this queue is full: it must hold the longest episode.
-                encoder_queue_maxsize=spec.max_episode_steps + 16,
                 video_files_size_in_mb=MAX_VIDEO_MB,
             )
+            if dataset.writer is not None and cameras:
+                dataset.writer._streaming_encoder = EpisodeEncoder(settings["fps"])  # type: ignore[assignment]
             for attempt in kept:
                 arrays = spool.read(attempt)
                 task = str(arrays[TASK])

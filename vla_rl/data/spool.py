@@ -91,11 +91,12 @@ class Spool:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is a file: move it away or choose another out folder")
             self._episodes.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "w")
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                self._lock.close()
+                # lockf, not flock: a simulator process forked from here must not keep the lock after a kill.
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self.close()
                 raise UserError(f"another process is recording into {out}: choose another out folder") from error
             marker = self.folder / "settings.json"
             try:
@@ -158,7 +159,9 @@ class Spool:
 
     def close(self) -> None:
         """Give up the lock."""
-        self._lock.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def check_settings(
