@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_rl.data.record import FINAL
+from vla_rl.data.build import FINAL
 from vla_rl.errors import UserError
-from vla_rl.keys import ACTION, IMAGES, TASK
+from vla_rl.keys import ACTION, IMAGES
 from vla_rl.policies.base import PolicySpec
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -60,15 +60,17 @@ def dataset_info(path: Path | str) -> dict[str, Any]:
     file = path / "meta" / "info.json"
     if not file.is_file():
         work = path.with_name(path.name + ".recording")
-        hint = f"; {work} holds an unfinished recording: run its record command again" if work.is_dir() else ""
-        raise UserError(f"{path} is not a LeRobotDataset (no meta/info.json): make one with vla-rl record{hint}")
+        remedy = "make one with vla-rl record"
+        if work.is_dir():
+            remedy = f"{work} holds an unfinished recording: run its vla-rl record command again"
+        raise UserError(f"{path} is not a LeRobotDataset (no meta/info.json): {remedy}")
     try:
         info = json.loads(file.read_text())
         version, features = info["codebase_version"], info["features"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}): restore it or record again") from error
     if not str(version).startswith("v3") or not isinstance(features, dict):
-        raise UserError(f"{path} is a LeRobotDataset {version}, v3 is needed: convert it with LeRobot's own script")
+        raise UserError(f"{path} is a LeRobotDataset {version}, not v3: convert it with LeRobot's script")
     return info
 
 
@@ -100,16 +102,16 @@ def check_dataset_for(
         shape = tuple(features[key]["shape"])
         if size is not None and shape != (size,):
             raise UserError(
-                f"{key} in {path} has shape {shape}, the policy needs ({size},): record with the same robot and "
-                "control mode as the policy's"
+                f"{key} in {path} has shape {shape}, the policy needs ({size},): record with the policy's "
+                "robot and control mode"
             )
     for key in policy.image_keys:
         if features.get(key, {}).get("dtype") not in ("video", "image"):
             have = ", ".join(k for k in features if k.startswith(IMAGES)) or "none"
-            raise UserError(f"{path} has no camera {key}, which the policy needs; it has: {have}: record with it")
+            raise UserError(f"{path} has no camera {key}, which the policy needs; it has: {have}")
     fps = info.get("fps")
     if policy.rate_hz is not None and fps and abs(policy.rate_hz - fps) > 0.5:
-        raise UserError(f"{path} was recorded at {fps} Hz, the policy acts at {policy.rate_hz} Hz: match them")
+        raise UserError(f"{path} was recorded at {fps} Hz, the policy needs {policy.rate_hz} Hz: match them")
     return info
 
 
@@ -151,8 +153,8 @@ def load_episodes(
         for key in images:
             if key not in cameras:
                 raise UserError(f"{path} has no camera {key}; it has: {', '.join(videos + stills) or 'none'}")
-    columns = [key for key, ft in features.items() if key not in cameras and ft["dtype"] not in ("video", "image")]
-    columns = [k for k in columns if features[k]["dtype"] not in ("string", "language")]
+    other = ("video", "image", "string", "language")
+    columns = [key for key, feature in features.items() if feature["dtype"] not in other]
     tables: dict[Path, dict[str, np.ndarray]] = {}
     rows = {index: meta.episodes[index] for index in wanted}
     loaded: dict[int, Episode] = {}
@@ -163,13 +165,14 @@ def load_episodes(
             try:
                 table = pq.read_table(file, columns=columns + [k for k in stills if k in cameras])
             except Exception as error:  # Arrow has its own exception for a missing footer, a missing file ...
-                raise UserError(f"{file} cannot be read ({type(error).__name__}): restore it or record again") from error
+                raise _damaged(file, "read", error) from error
             tables[file] = {k: _column(table.column(k), features[k]) for k in table.column_names}
         table_columns = tables[file]
         at = table_columns["episode_index"] == index
         data = {k: torch.from_numpy(v[at]) for k, v in table_columns.items() if k not in BOOKKEEPING}
         if len(data[ACTION]) != row["length"]:
-            raise UserError(f"{file} has {len(data[ACTION])} frames of episode {index}, {row['length']} expected")
+            found = len(data[ACTION])
+            raise UserError(f"{file} has {found} of {row['length']} frames of episode {index}: restore it")
         seed = data.pop("seed", None)
         loaded[index] = Episode(
             index=index,
@@ -181,6 +184,10 @@ def load_episodes(
     for key in (k for k in cameras if k in videos):
         _decode_into(loaded, rows, path, meta, key)
     return [loaded[index] for index in wanted]
+
+
+def _damaged(file: Path, what: str, error: Exception) -> UserError:
+    return UserError(f"{file} cannot be {what} ({type(error).__name__}): restore it or record again")
 
 
 def _load_finals(path: Path) -> dict[str, Tensor]:
@@ -233,7 +240,7 @@ def decode_video(file: Path) -> Tensor:
                 out[n] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
                 n += 1
     except (av.FFmpegError, IndexError, FileNotFoundError) as error:
-        raise UserError(f"{file} cannot be decoded ({type(error).__name__}): restore it or record again") from error
+        raise _damaged(file, "decoded", error) from error
     return torch.from_numpy(out[:n])
 
 
@@ -251,7 +258,7 @@ def _decode_into(
             stop = start + loaded[index].length
             if stop > len(frames):
                 raise UserError(
-                    f"{file} has {len(frames)} frames, episode {index} needs {stop}: restore it or record again"
+                    f"{file} has {len(frames)} frames, episode {index} needs {stop}: restore it"
                 )
             # A copy when only some episodes are wanted, so that the rest of the file can be freed.
             part = frames[start:stop]
@@ -265,5 +272,3 @@ def episode_tasks(episodes: Sequence[Episode]) -> dict[str, int]:
         counts[episode.task] = counts.get(episode.task, 0) + 1
     return counts
 
-
-__all__ = ["TASK", "Episode", "check_dataset_for", "dataset_info", "decode_video", "episode_tasks", "load_episodes"]

@@ -47,7 +47,7 @@ class EpisodeEncoder:
         """Encode; returns camera -> (file, statistics over pixels in 0..255, each [3])."""
         results = {}
         for key, frames in self._frames.items():
-            folder = Path(tempfile.mkdtemp(dir=self._folder))  # LeRobot removes the folder after moving the file
+            folder = Path(tempfile.mkdtemp(dir=self._folder))  # LeRobot removes it again
             file = folder / f"{key.replace('/', '_')}.mp4"
             try:
                 encode_video(file, frames, self.fps)
@@ -74,6 +74,7 @@ def encode_video(file: Path, frames: list[np.ndarray], fps: int) -> None:
     options = {"g": str(VIDEO["g"]), "crf": str(VIDEO["crf"]), "preset": str(VIDEO["preset"]), "threads": "1"}
     with av.open(str(file), "w") as container:
         stream = container.add_stream(str(VIDEO["vcodec"]), fps, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.pix_fmt = str(VIDEO["pix_fmt"])
         stream.height, stream.width = frames[0].shape[:2]
         stream.time_base = Fraction(1, fps)

@@ -7,32 +7,22 @@ atomic and resumable, see ``vla_rl.data.spool``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vla_rl.data.encoder import VIDEO, EpisodeEncoder
-from vla_rl.data.spool import NO_SPACE, Spool, check_settings, disk_errors
+from vla_rl.data.build import MARKER, build_dataset
+from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK, image_key
 from vla_rl.policies.base import Policy, check_compatible, reset_rows
-
-MARKER = Path("meta", "vla_rl_recording.json")
-"""Settings and summary of the recording, inside the data set."""
-
-FINAL = Path("meta", "vla_rl_final_observations.safetensors")
-"""The observation after each episode's last action, which LeRobot has no place for: key -> [episodes, ...]."""
-
-MAX_VIDEO_MB = 16
-"""LeRobot copies the whole video file for every episode appended to it; small files keep that linear."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -97,7 +87,7 @@ def record(
             torch.manual_seed(seed + len(session.done))
             _play(env, policy, session, list(settings["cameras"]), deterministic)
         summary = session.summary(out) | {"seconds": time.monotonic() - started}
-        _build(spool, session.kept(), settings, summary, spec)
+        build_dataset(spool, session.kept(), settings, summary, spec)
         spool.publish()
         return summary
     finally:
@@ -186,15 +176,30 @@ class _Session:
                 self._info[attempt] = (bool(arrays["success"]), len(arrays[ACTION]), str(arrays[TASK]))
         self._progress = progress
         self._next = 0
+        self._again: list[int] = []
+        self.crashes: dict[int, int] = {}
 
     def next_attempt(self) -> int | None:
         """The next attempt to play, None when no more need be begun."""
+        if self._again:
+            return self._again.pop(0)
         while self._next in self.done:
             self._next += 1
         if self._next >= self.limit:
             return None
         self._next += 1
         return self._next - 1
+
+    def retry(self, attempt: int) -> None:
+        """Play an attempt again whose simulator process died."""
+        self.crashes[attempt] = self.crashes.get(attempt, 0) + 1
+        if self.crashes[attempt] >= 3:
+            seed = self.settings["seed"] + attempt
+            raise UserError(
+                f"the simulator died 3 times in the episode of seed {seed}: choose a seed range without it; "
+                "finished episodes are kept"
+            )
+        self._again.append(attempt)
 
     def prefix(self) -> int:
         """Number of leading attempts that are all done."""
@@ -301,11 +306,15 @@ def _play(
             continue
         ended = [row for row in active if done[row]]
         final_images = env.look(ended) if cameras and ended else {}
+        restarted = info.get("worker_restarted")
         for i, row in enumerate(ended):
-            final = {key: _copy(observation[key][row]) for key in state_keys}
-            final |= {key: _copy(final_images[key][i]) for key in cameras}
             attempt = playing[row]
             assert attempt is not None
+            if restarted is not None and bool(restarted[row]):
+                session.retry(attempt)
+                continue
+            final = {key: _copy(observation[key][row]) for key in state_keys}
+            final |= {key: _copy(final_images[key][i]) for key in cameras}
             session.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
         if session.complete:
             return
@@ -330,102 +339,9 @@ def _stack(
     arrays = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     arrays |= {f"final/{key}": value for key, value in final.items()}
     arrays["seed"] = np.full((len(frames), 1), seed, np.int64)
-    arrays["success"] = arrays["next.success"].any()
+    arrays["success"] = np.asarray(arrays["next.success"].any())
     arrays[TASK] = np.asarray(task)
     return arrays
-
-
-def _features(settings: dict[str, Any], spec: EnvSpec) -> dict[str, dict]:
-    """LeRobot's description of the columns."""
-
-    def vector(size: int, names: Sequence[str] = ()) -> dict:
-        return {"dtype": "float32", "shape": (size,), "names": list(names) or None}
-
-    features = {STATE: vector(spec.state_dim, spec.state_names)}
-    if spec.env_state_dim:
-        features[ENV_STATE] = vector(spec.env_state_dim)
-    for key, (height, width) in settings["cameras"].items():
-        names = ["height", "width", "channels"]
-        features[key] = {"dtype": "video", "shape": (height, width, 3), "names": names}
-    features[ACTION] = vector(spec.action_dim, spec.action_names)
-    features["next.reward"] = vector(1)
-    for key in ("next.success", "next.done", "next.truncated"):
-        features[key] = {"dtype": "bool", "shape": (1,), "names": None}
-    features["seed"] = {"dtype": "int64", "shape": (1,), "names": None}
-    return features
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No encoder banners and no progress bar for every episode."""
-    import av
-    import datasets
-
-    bars = datasets.are_progress_bars_disabled()
-    av.logging.set_libav_level(av.logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        av.logging.set_libav_level(av.logging.INFO)  # libav's own default; it cannot be asked for
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def _build(
-    spool: Spool, kept: list[int], settings: dict[str, Any], summary: dict[str, Any], spec: EnvSpec
-) -> None:
-    """Assemble the data set in ``spool.build`` with LeRobot's own writer."""
-    from lerobot.configs.video import RGBEncoderConfig
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    from safetensors.numpy import save_file
-
-    shutil.rmtree(spool.build, ignore_errors=True)
-    features = _features(settings, spec)
-    cameras = list(settings["cameras"])
-    finals: dict[str, list[np.ndarray]] = {}
-    try:
-        with disk_errors(spool.folder), _quiet():
-            dataset = LeRobotDataset.create(
-                repo_id=f"local/{spool.out.name}",
-                fps=settings["fps"],
-                features=features,
-                root=spool.build,
-                robot_type=spec.id,
-                use_videos=bool(cameras),
-                video_backend="pyav",
-                rgb_encoder=RGBEncoderConfig(**VIDEO) if cameras else None,
-                streaming_encoding=True,
-                video_files_size_in_mb=MAX_VIDEO_MB,
-            )
-            if dataset.writer is not None and cameras:
-                dataset.writer._streaming_encoder = EpisodeEncoder(settings["fps"])  # type: ignore[assignment]
-            for attempt in kept:
-                arrays = spool.read(attempt)
-                task = str(arrays[TASK])
-                for t in range(len(arrays[ACTION])):
-                    frame: dict[str, Any] = {key: arrays[key][t] for key in features if key in arrays}
-                    frame |= {key: np.ascontiguousarray(arrays[key][t].transpose(1, 2, 0)) for key in cameras}
-                    dataset.add_frame(frame | {TASK: task})
-                dataset.save_episode()
-                for key in [STATE, ENV_STATE, *cameras]:
-                    if f"final/{key}" in arrays:
-                        finals.setdefault(key, []).append(arrays[f"final/{key}"])
-            dataset.finalize()
-            save_file({key: np.stack(value) for key, value in finals.items()}, spool.build / FINAL)
-            marker = {"settings": settings, "summary": summary}
-            (spool.build / MARKER).write_text(json.dumps(marker, indent=1))
-    except UserError:
-        raise
-    except Exception as error:
-        # PyAV, Arrow and LeRobot's encoder threads wrap the errno, each in its own way.
-        code = getattr(error, "errno", None)
-        if code in NO_SPACE or "No space left" in str(error) or shutil.disk_usage(spool.folder).free < 1 << 20:
-            shutil.rmtree(spool.build, ignore_errors=True)
-            raise UserError(
-                f"no space left while writing {spool.build}: free some and run the same command again"
-            ) from error
-        raise
 
 
 def replay(env: VlaVectorEnv, path: Path | str, episodes: Sequence[int] | None = None) -> list[bool]:

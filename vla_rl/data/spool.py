@@ -97,11 +97,12 @@ class Spool:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self.close()
-                raise UserError(f"another process is recording into {out}: choose another out folder") from error
+                raise UserError(f"another process is recording into {out}: choose another out") from error
             marker = self.folder / "settings.json"
             try:
                 if marker.exists():
-                    check_settings(json.loads(marker.read_text()), settings, self.folder, ignore=("episodes",))
+                    found = json.loads(marker.read_text())
+                    check_settings(found, settings, self.folder, ignore=("episodes",))
                 else:
                     write_atomic(marker, json.dumps(settings, indent=1).encode())
             except BaseException:
