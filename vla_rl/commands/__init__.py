@@ -1,0 +1,1 @@
+"""One module per command of ``vla-rl``; imported only when used."""

@@ -1,0 +1,150 @@
+"""The environment contract: a batch of simulated environments, or one robot on a clock.
+
+It is ``gymnasium.vector.VectorEnv`` with batched torch tensors, LeRobot keys and one addition, ``look``.
+Conformance: ``vla_rl.checks.check_env``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from vla_rl.errors import UserError
+
+Observation = dict[str, Any]
+"""Key -> [B, ...] tensor, and ``task`` -> list of B strings. See ``vla_rl.keys``."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a policy must know of an environment before either is stepped.
+
+    Attributes:
+        id: name of the environment, e.g. ``PushCube-v1``.
+        state_dim: S of ``observation.state``.
+        env_state_dim: E of ``observation.environment_state``; 0 = none (a real robot).
+        action_low: [A] lower bounds in the environment's physical units.
+        action_high: [A] upper bounds.
+        cameras: feature key (``observation.images.<name>``) -> (height, width).
+        tasks: every instruction this environment may give.
+        max_episode_steps: the time limit, in control steps.
+        rate_hz: control rate.
+        state_names: names of the S proprioceptive numbers (may be empty).
+        action_names: names of the A action numbers (may be empty).
+    """
+
+    id: str
+    state_dim: int
+    env_state_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    cameras: dict[str, tuple[int, int]]
+    tasks: tuple[str, ...]
+    max_episode_steps: int
+    rate_hz: float
+    state_names: tuple[str, ...] = field(default=())
+    action_names: tuple[str, ...] = field(default=())
+
+    @property
+    def action_dim(self) -> int:
+        """A, the number of action dimensions."""
+        return len(self.action_low)
+
+
+class VlaVectorEnv(gym.vector.VectorEnv):
+    """A batch of B environments; the base class of every adapter.
+
+    - ``reset(seed, options)``: ``seed`` is None, one int (row i gets seed + i) or B ints; an episode is a
+      function of its seed alone. ``options={"reset_mask": bool [B]}`` resets only those rows (others keep
+      going and their observation is returned unchanged); ``seed`` then still has B entries.
+    - ``step(action [B, A])`` -> ``(observation, reward [B] float32, terminated [B] bool, truncated [B] bool,
+      info)``, all torch; ``info["success"]`` [B] bool: success at this step. Autoreset mode is gymnasium's
+      ``DISABLED``: the observation returned with a done flag *is* the final observation, ``look`` still shows
+      it, and the row must be reset before it is stepped again (stepping a finished row raises RuntimeError).
+      ``step(action, rows=...)`` is not offered: finished rows are reset first.
+    - ``look(rows)``: renders only those rows, now. Observations carry no images otherwise.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+    env_spec: EnvSpec
+    num_envs: int
+
+    def look(self, rows: Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
+        """Render rows' cameras in their present state.
+
+        Args:
+            rows: indices of the k rows to render; None = all.
+
+        Returns:
+            camera feature key -> [k, 3, H, W] uint8.
+        """
+        raise NotImplementedError
+
+    def task_ids(self) -> list[str]:
+        """Id of the task each of the B rows is playing (for per-task success)."""
+        return [self.env_spec.id] * self.num_envs
+
+    def set_spaces(self, spec: EnvSpec, num_envs: int) -> None:
+        """Fill in gymnasium's space attributes from the spec."""
+        self.env_spec, self.num_envs = spec, num_envs
+        low = np.asarray(spec.action_low, np.float32)
+        high = np.asarray(spec.action_high, np.float32)
+        spaces: dict[str, gym.Space] = {
+            "observation.state": gym.spaces.Box(-np.inf, np.inf, (spec.state_dim,), np.float32)
+        }
+        if spec.env_state_dim:
+            spaces["observation.environment_state"] = gym.spaces.Box(
+                -np.inf, np.inf, (spec.env_state_dim,), np.float32
+            )
+        self.single_observation_space = gym.spaces.Dict(spaces)
+        self.single_action_space = gym.spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+
+
+def row_seeds(seed: int | Sequence[int] | None, num_envs: int) -> list[int | None]:
+    """Spread ``seed`` over rows as the contract says (int: seed + i)."""
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, (int, np.integer)):
+        return [int(seed) + i for i in range(num_envs)]
+    if len(seed) != num_envs:
+        raise UserError(f"seed has {len(seed)} entries for {num_envs} environments: give one each, or one int")
+    return [int(s) for s in seed]
+
+
+def row_mask(options: dict[str, Any] | None, num_envs: int) -> np.ndarray:
+    """The bool [B] mask of rows to reset that ``options`` asks for (all when absent)."""
+    if not options or options.get("reset_mask") is None:
+        return np.ones(num_envs, dtype=bool)
+    mask = np.asarray(options["reset_mask"], dtype=bool)
+    if mask.shape != (num_envs,):
+        raise UserError(f"reset_mask has shape {mask.shape}, needs ({num_envs},)")
+    return mask
+
+
+def checked_action(action: Any, spec: EnvSpec, num_envs: int) -> Tensor:
+    """``action`` as float32 [B, A] on the CPU, or a clear error.
+
+    Raises:
+        UserError: wrong shape.
+        NonFiniteError: NaN or infinity.
+    """
+    from vla_rl.errors import NonFiniteError
+
+    action = torch.as_tensor(action, dtype=torch.float32).detach().cpu()
+    if tuple(action.shape) != (num_envs, spec.action_dim):
+        raise UserError(
+            f"action has shape {tuple(action.shape)}, environment {spec.id} needs ({num_envs}, {spec.action_dim})"
+        )
+    if not torch.isfinite(action).all():
+        rows = (~torch.isfinite(action).all(dim=1)).nonzero().flatten().tolist()
+        raise NonFiniteError(f"action of environment rows {rows} is not finite")
+    return action

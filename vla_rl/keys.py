@@ -1,0 +1,20 @@
+"""Observation keys, LeRobot's own spelling, so that datasets and policies need no renaming."""
+
+STATE = "observation.state"
+"""Proprioception [B, S] float32, what a real robot also has."""
+
+ENV_STATE = "observation.environment_state"
+"""Privileged simulator state [B, E] float32 (object and goal poses); absent on a robot."""
+
+IMAGES = "observation.images."
+"""Prefix of a camera: ``observation.images.<camera>`` [B, 3, H, W] uint8."""
+
+TASK = "task"
+"""List of B instructions."""
+
+ACTION = "action"
+
+
+def image_key(camera: str) -> str:
+    """LeRobot feature key of a camera's name."""
+    return camera if camera.startswith(IMAGES) else IMAGES + camera

@@ -1,0 +1,1 @@
+"""Policies: the contract, LeRobot bases, and the wrappers that compose them."""

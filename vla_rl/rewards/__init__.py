@@ -1,0 +1,1 @@
+"""Rewards beside the environment's own."""

@@ -1,0 +1,1 @@
+"""From policy and environment to transitions, evaluations and videos."""

@@ -1,0 +1,240 @@
+"""Policy + vector environment -> frames, rendering and querying no more often than the method needs.
+
+One ``Collector`` serves training, evaluation and recording of demonstrations: episodes are seeded one by one,
+finished rows are reset in place, and the closing frame of each episode carries what the base would have done
+next (needed to bootstrap a truncation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.environment import VlaVectorEnv
+from vla_rl.errors import NonFiniteError
+from vla_rl.keys import ENV_STATE, IMAGES, STATE
+from vla_rl.policies.base import Observation, Policy, check_compatible, reset_rows
+
+FrameSink = Callable[[TensorDict, Tensor], None]
+"""Takes k frames and the environment row of each (see ``Collector``)."""
+
+
+@dataclass
+class Episode:
+    """A finished episode.
+
+    Attributes:
+        seed: the environment seed it began from.
+        task_id: which task it was.
+        success: true success.
+        steps: its length in control steps.
+        row: environment row it ran in.
+        interrupted: the worker died or the collection was cut; not counted as a failure.
+    """
+
+    seed: int
+    task_id: str
+    success: bool
+    steps: int
+    row: int
+    interrupted: bool = False
+
+
+class Collector:
+    """Runs ``policy`` in ``env`` step by step.
+
+    Frames given to ``sink`` at each step, for the rows that were stepped: ``observation`` (vector keys; also
+    images when ``store_images``), ``base_action`` [k, N, A], ``action`` [k, A] (executed), ``intervention``,
+    ``reward``, ``terminated``, ``truncated``, ``final`` [k]. An episode is closed by a frame with ``final``
+    true: its last observation, zero action, and the base's next action.
+
+    Args:
+        env: the batch of environments.
+        policy: who acts.
+        seeds: (episode number, row) -> environment seed.
+        sink: where frames go; None = nowhere.
+        on_episode: called with each finished ``Episode``.
+        store_images: keep every step's images in the frames (renders every row at every step).
+
+    Raises:
+        UserError: policy and environment do not fit.
+    """
+
+    def __init__(
+        self,
+        env: VlaVectorEnv,
+        policy: Policy,
+        seeds: Callable[[int, int], int],
+        *,
+        sink: FrameSink | None = None,
+        on_episode: Callable[[Episode], None] | None = None,
+        store_images: bool = False,
+    ) -> None:
+        check_compatible(policy.spec, env.env_spec)
+        self.env, self.policy, self.seeds = env, policy, seeds
+        self.sink, self.on_episode, self.store_images = sink, on_episode, store_images
+        spec = env.env_spec
+        self.low = torch.tensor(spec.action_low)
+        self.high = torch.tensor(spec.action_high)
+        self.vector_keys = [STATE] + ([ENV_STATE] if spec.env_state_dim else [])
+        self.image_keys = list(spec.cameras) if store_images else list(policy.spec.image_keys)
+        self.episodes_started = 0
+        self.steps = 0
+        self.looks = 0
+        self.queries = 0
+
+    def begin(self) -> None:
+        """Start a new episode in every row; episodes in flight are abandoned (close them first)."""
+        count = self.env.num_envs
+        self.episode_seed = [0] * count
+        self.length = np.zeros(count, dtype=np.int64)
+        self.observation: Observation = {}
+        self.state = self.policy.initial_state(count)
+        self._reset(np.ones(count, dtype=bool))
+
+    def _reset(self, mask: np.ndarray) -> None:
+        seeds = list(self.episode_seed)
+        for row in np.flatnonzero(mask):
+            seeds[row] = self.seeds(self.episodes_started, int(row))
+            self.episodes_started += 1
+        self.episode_seed = seeds
+        self.observation, _ = self.env.reset(seed=seeds, options={"reset_mask": mask})
+        self.length[mask] = 0
+        self.state = reset_rows(self.policy, self.state, torch.from_numpy(mask))
+
+    def _seen(self, rows: Tensor) -> Observation:
+        """The observation with images of the bool [B] ``rows`` rendered now, zeros elsewhere."""
+        observation = dict(self.observation)
+        if not self.image_keys:
+            return observation
+        index = rows.nonzero().flatten()
+        pictures = self.env.look(index) if len(index) else {}
+        self.looks += len(index)
+        for key in self.image_keys:
+            height, width = self.env.env_spec.cameras[key]
+            full = torch.zeros(self.env.num_envs, 3, height, width, dtype=torch.uint8)
+            if len(index):
+                full[index] = pictures[key]
+            observation[key] = full
+        return observation
+
+    def _wanted(self) -> Tensor:
+        """Bool [B]: rows whose cameras must be rendered before the next decision."""
+        if self.store_images:
+            return torch.ones(self.env.num_envs, dtype=torch.bool)
+        if not self.image_keys:
+            return torch.zeros(self.env.num_envs, dtype=torch.bool)
+        return self.policy.needs_images(self.state)
+
+    def step(self, deterministic: bool = False) -> list[Episode]:
+        """One control step of every row; finished rows are closed, reported and begun anew.
+
+        Returns:
+            The episodes that ended at this step.
+
+        Raises:
+            NonFiniteError: the policy's action is NaN or infinite.
+        """
+        observation = self._seen(self._wanted())
+        output, next_state = self.policy.act(observation, self.state, deterministic=deterministic)
+        action = output["action"]
+        if not torch.isfinite(action).all():
+            raise NonFiniteError("the policy's action is not finite")
+        action = torch.maximum(torch.minimum(action, self.high), self.low)
+        after, reward, terminated, truncated, info = self.env.step(action)
+        self.length += 1
+        count = self.env.num_envs
+        self.steps += count
+        self.last_base = _base_candidates(output)
+        if self.sink is not None:
+            frames = self._frames(observation, output, action)
+            frames.update({"reward": reward, "terminated": terminated, "truncated": truncated})
+            self.sink(frames, torch.arange(count))
+        self.observation, self.state = after, next_state
+        done = terminated | truncated
+        if not done.any():
+            return []
+        return self._finish(terminated, truncated, info)
+
+    def _finish(self, terminated: Tensor, truncated: Tensor, info: dict) -> list[Episode]:
+        done = terminated | truncated
+        self._close(done, bootstrap=truncated & ~terminated)
+        success = torch.as_tensor(info["success"])
+        restarted = info.get("worker_restarted")
+        ids = self.env.task_ids()
+        episodes = []
+        for row in done.nonzero().flatten().tolist():
+            episode = Episode(
+                seed=self.episode_seed[row],
+                task_id=ids[row],
+                success=bool(success[row]),
+                steps=int(self.length[row]),
+                row=row,
+                interrupted=bool(restarted is not None and restarted[row]),
+            )
+            episodes.append(episode)
+            if self.on_episode is not None:
+                self.on_episode(episode)
+        self._reset(done.numpy())
+        return episodes
+
+    def cut(self) -> None:
+        """Close every episode in flight as truncated (before a checkpoint), so that nothing of it is lost."""
+        rows = torch.from_numpy(self.length > 0)
+        if rows.any():
+            self._close(rows, bootstrap=rows)
+
+    def _close(self, rows: Tensor, bootstrap: Tensor) -> None:
+        """Send the closing frames of ``rows``.
+
+        Only rows to ``bootstrap`` ask the base what it would do next: after a success nothing follows.
+        """
+        if self.sink is None:
+            return
+        wanted = (self._wanted() & bootstrap) | (rows if self.store_images else torch.zeros_like(rows))
+        observation = self._seen(wanted)
+        closing = self._frames(observation, self._nothing(), torch.zeros(self.env.num_envs, len(self.low)))
+        index = bootstrap.nonzero().flatten()
+        if len(index):
+            part = {
+                key: [value[i] for i in index.tolist()] if isinstance(value, list) else value[index]
+                for key, value in observation.items()
+            }
+            output, _ = self.policy.act(part, self.state[index], deterministic=True)
+            closing["base_action"][index] = _base_candidates(output)
+        closing["final"] = torch.ones(self.env.num_envs, dtype=torch.bool)
+        index = rows.nonzero().flatten()
+        self.sink(closing[index], index)
+
+    def _nothing(self) -> TensorDict:
+        """An output whose base actions are zeros, shaped like the last decision's."""
+        return TensorDict({"action": torch.zeros_like(self.last_base[:, 0]), "base_action": torch.zeros_like(self.last_base)})
+
+    def _frames(self, observation: Observation, output: TensorDict, action: Tensor) -> TensorDict:
+        count = self.env.num_envs
+        keys = self.vector_keys + (self.image_keys if self.store_images else [])
+        flags = torch.zeros(count, dtype=torch.bool)
+        return TensorDict(
+            {
+                "observation": TensorDict({key: observation[key].clone() for key in keys}, batch_size=[count]),
+                "base_action": _base_candidates(output).clone(),
+                "action": action,
+                "intervention": output.get("intervention", flags),
+                "reward": torch.zeros(count),
+                "terminated": flags.clone(),
+                "truncated": flags.clone(),
+                "final": flags.clone(),
+            },
+            batch_size=[count],
+        )
+
+
+def _base_candidates(output: TensorDict) -> Tensor:
+    """The base's candidate actions [B, N, A] of a decision; a policy without a base is its own."""
+    base = output.get("base_action", output["action"])
+    return base if base.dim() == 3 else base[:, None]

@@ -1,0 +1,1 @@
+"""Run folders, checkpoints, logging, seeding, threads."""
