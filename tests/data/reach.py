@@ -1,4 +1,4 @@
-"""A small environment with images, and its expert, for the data tests: a point moves to a goal in a square."""
+"""A small environment with images, and its expert, for the data tests: a point moves to a goal."""
 
 from __future__ import annotations
 

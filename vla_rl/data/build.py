@@ -50,16 +50,16 @@ def _features(settings: dict[str, Any], spec: EnvSpec) -> dict[str, dict]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No encoder banners and no progress bar for every episode."""
-    import av
     import datasets
+    from av import logging as libav
 
     bars = datasets.are_progress_bars_disabled()
-    av.logging.set_libav_level(av.logging.ERROR)
+    libav.set_libav_level(libav.ERROR)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        av.logging.set_libav_level(av.logging.INFO)  # libav's own default; it cannot be asked for
+        libav.set_libav_level(libav.INFO)  # libav's own default; it cannot be asked for
         if not bars:
             datasets.enable_progress_bars()
 
@@ -105,7 +105,9 @@ def build_dataset(
                         finals.setdefault(key, []).append(arrays[f"final/{key}"])
             dataset.finalize()
             save_file({key: np.stack(value) for key, value in finals.items()}, spool.build / FINAL)
-            marker = {"settings": settings, "summary": summary}
+            tasks = settings["tasks"]
+            task_ids = [tasks[attempt % len(tasks)] for attempt in kept]
+            marker = {"settings": settings, "summary": summary, "task_ids": task_ids}
             (spool.build / MARKER).write_text(json.dumps(marker, indent=1))
     except UserError:
         raise

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_rl.data.build import FINAL
+from vla_rl.data.build import FINAL, MARKER
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, IMAGES
 from vla_rl.policies.base import PolicySpec
@@ -30,6 +30,7 @@ class Episode:
         data: key -> [T, ...]: vectors float32, images uint8 [T, 3, H, W], flags bool [T], reward float32 [T].
         final: key -> [...], the observation after the last action (empty when the data set has none).
         seed: of the simulator; None when not recorded.
+        task_id: the environment's name of the task (``vla-rl record`` notes it), else None.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Episode:
     data: dict[str, Tensor]
     final: dict[str, Tensor] = field(default_factory=dict)
     seed: int | None = None
+    task_id: str | None = None
 
     @property
     def length(self) -> int:
@@ -158,7 +160,7 @@ def load_episodes(
     tables: dict[Path, dict[str, np.ndarray]] = {}
     rows = {index: meta.episodes[index] for index in wanted}
     loaded: dict[int, Episode] = {}
-    finals = _load_finals(path)
+    finals, task_ids = _load_finals(path), _load_task_ids(path)
     for index, row in rows.items():
         file = path / meta.get_data_file_path(index)
         if file not in tables:
@@ -166,7 +168,7 @@ def load_episodes(
                 table = pq.read_table(file, columns=columns + [k for k in stills if k in cameras])
             except Exception as error:  # Arrow has its own exception for a missing footer, a missing file ...
                 raise _damaged(file, "read", error) from error
-            tables[file] = {k: _column(table.column(k), features[k]) for k in table.column_names}
+            tables[file] = {k: _column(k, table.column(k), features[k]) for k in table.column_names}
         table_columns = tables[file]
         at = table_columns["episode_index"] == index
         data = {k: torch.from_numpy(v[at]) for k, v in table_columns.items() if k not in BOOKKEEPING}
@@ -180,6 +182,7 @@ def load_episodes(
             data=data,
             final={k: v[index] for k, v in finals.items() if not k.startswith(IMAGES) or k in cameras},
             seed=None if seed is None else int(seed[0]),
+            task_id=task_ids[index] if index < len(task_ids) else None,
         )
     for key in (k for k in cameras if k in videos):
         _decode_into(loaded, rows, path, meta, key)
@@ -199,8 +202,14 @@ def _load_finals(path: Path) -> dict[str, Tensor]:
     return load_file(path / FINAL)
 
 
-def _column(column: Any, feature: dict[str, Any]) -> np.ndarray:
-    """An Arrow column as [N] or [N, D] (or decoded still images [N, 3, H, W])."""
+def _load_task_ids(path: Path) -> list[str]:
+    """Task of each episode, as our recorder notes it; [] for other data sets."""
+    file = path / MARKER
+    return json.loads(file.read_text()).get("task_ids", []) if file.is_file() else []
+
+
+def _column(key: str, column: Any, feature: dict[str, Any]) -> np.ndarray:
+    """An Arrow column as [N, D], [N] (a reward, a flag) or decoded still images [N, 3, H, W]."""
     if feature["dtype"] == "image":
         import io
 
@@ -213,7 +222,8 @@ def _column(column: Any, feature: dict[str, Any]) -> np.ndarray:
     while hasattr(flat, "flatten") and hasattr(flat.type, "value_type"):
         flat = flat.flatten()
     values = flat.to_numpy(zero_copy_only=False).astype(feature["dtype"])
-    return values if shape == (1,) else values.reshape(len(column), *shape)
+    is_vector = shape != (1,) or key.startswith("observation.") or key == ACTION
+    return values.reshape(len(column), *shape) if is_vector else values
 
 
 def decode_video(file: Path) -> Tensor:
@@ -226,20 +236,21 @@ def decode_video(file: Path) -> Tensor:
         uint8 [N, 3, H, W].
     """
     import av
+    from av.error import FFmpegError
 
+    n, out = 0, np.empty((0, 3, 0, 0), np.uint8)
     try:
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             count, size = stream.frames, (stream.codec_context.height, stream.codec_context.width)
             out = np.empty((count, 3, *size), np.uint8)
-            n = 0
             for frame in container.decode(stream):
                 if n == len(out):  # a container that does not know its length
                     out = np.concatenate([out, np.empty((max(64, n), 3, *size), np.uint8)])
                 out[n] = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
                 n += 1
-    except (av.FFmpegError, IndexError, FileNotFoundError) as error:
+    except (FFmpegError, IndexError, FileNotFoundError) as error:
         raise _damaged(file, "decoded", error) from error
     return torch.from_numpy(out[:n])
 

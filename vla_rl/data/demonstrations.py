@@ -77,7 +77,7 @@ def demonstration_frames(
         raise UserError(f"{name} hold no complete transition: record longer episodes")
     stored = [STATE] + ([ENV_STATE] if env_spec.env_state_dim else []) + list(image_keys)
     base = _base_actions(sequences, base_policy, deterministic, batch_size)
-    frames = torch.cat([s.frames(stored, b) for s, b in zip(sequences, base, strict=True)])
+    frames = TensorDict.cat([s.frames(stored, b) for s, b in zip(sequences, base, strict=True)])
     return frames, torch.zeros(len(frames), dtype=torch.int64)
 
 

@@ -1,8 +1,8 @@
 """Record a policy (expert, person or learned) in an environment as a LeRobotDataset v3.
 
 Episode i is played from seed + i, whatever the number of environments, and episodes are stored in seed
-order: the data set is a function of (policy, seed) for a policy without randomness of its own. Recording is
-atomic and resumable, see ``vla_rl.data.spool``.
+order: the data set is a function of (policy, seed) for a policy without randomness of its own. Of several
+tasks, episode i plays the (i mod K)-th. Recording is atomic and resumable, see ``vla_rl.data.spool``.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vla_rl.data.attempts import Attempts, Progress
 from vla_rl.data.build import MARKER, build_dataset
 from vla_rl.data.spool import Spool, check_settings, disk_errors
-from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action
+from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK, image_key
 from vla_rl.policies.base import Policy, check_compatible, reset_rows
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 def record(
@@ -52,7 +51,7 @@ def record(
         episodes: how many to keep.
         out: folder to create; episodes being recorded lie in ``<out>.recording``.
         seed: of the first attempt; attempt i is played from ``seed + i``.
-        only_success: keep successes only: the first ``episodes`` of them in seed order.
+        only_success: keep successes only: of each task the first ones in seed order, as many as its share.
         cameras: names to record; None = all, () = none.
         deterministic: passed to ``policy.act``.
         progress: called after each finished episode with ``{"episodes", "total", "attempts", "successes",
@@ -62,7 +61,7 @@ def record(
 
     Returns:
         ``{"path", "episodes", "frames", "attempts", "successes", "success_rate", "per_task", "seconds",
-        "resumed_episodes"}``; ``successes`` of all ``attempts`` up to the last kept episode.
+        "resumed_episodes"}``; ``successes`` among all ``attempts`` up to the last kept episode.
 
     Raises:
         UserError: a policy that does not fit, an unknown camera, ``out`` taken or begun with other settings,
@@ -71,7 +70,7 @@ def record(
     out = Path(out)
     policy = _stepwise(policy)
     spec = env.env_spec
-    settings = _settings(spec, policy, episodes, seed, only_success, cameras, deterministic, policy_id)
+    settings = _settings(env, policy, episodes, seed, only_success, cameras, deterministic, policy_id)
     finished = _finished(out, settings)
     if finished is not None:
         return finished
@@ -79,15 +78,14 @@ def record(
         out.parent.mkdir(parents=True, exist_ok=True)
     spool = Spool(out, settings)
     try:
-        limit = max_attempts or max(100, 20 * episodes)
-        session = _Session(spool, settings, episodes, limit if only_success else episodes, progress)
+        attempts = Attempts(spool, settings, max_attempts, progress)
         started = time.monotonic()
-        if not session.complete:
+        if not attempts.complete:
             # A policy that samples must not repeat its noise after a resume.
-            torch.manual_seed(seed + len(session.done))
-            _play(env, policy, session, list(settings["cameras"]), deterministic)
-        summary = session.summary(out) | {"seconds": time.monotonic() - started}
-        build_dataset(spool, session.kept(), settings, summary, spec)
+            torch.manual_seed(seed + len(attempts.done))
+            _play(env, policy, attempts, list(settings["cameras"]), deterministic)
+        summary = attempts.summary(out) | {"seconds": time.monotonic() - started}
+        build_dataset(spool, attempts.kept(), settings, summary, spec)
         spool.publish()
         return summary
     finally:
@@ -104,7 +102,7 @@ def _stepwise(policy: Policy) -> Policy:
 
 
 def _settings(
-    spec: EnvSpec,
+    env: VlaVectorEnv,
     policy: Policy,
     episodes: int,
     seed: int,
@@ -114,6 +112,7 @@ def _settings(
     policy_id: str | None,
 ) -> dict[str, Any]:
     """What the data set is a function of, as JSON; checks all of it before anything slow starts."""
+    spec, tasks = env.env_spec, list(dict.fromkeys(env.task_ids()))
     check_compatible(policy.spec, spec)
     if episodes < 1:
         raise UserError(f"episodes={episodes}: record at least one")
@@ -127,6 +126,7 @@ def _settings(
     return {
         "format": 1,
         "env": spec.id,
+        "tasks": tasks,
         "fps": round(spec.rate_hz),
         "state_dim": spec.state_dim,
         "env_state_dim": spec.env_state_dim,
@@ -159,112 +159,16 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-class _Session:
-    """Which attempts are done, which episodes are kept, when there are enough."""
-
-    def __init__(
-        self, spool: Spool, settings: dict[str, Any], episodes: int, limit: int, progress: Progress | None
-    ) -> None:
-        self.spool, self.settings, self.episodes, self.limit = spool, settings, episodes, limit
-        self.only_success = settings["only_success"]
-        self.done = spool.done()
-        self.resumed = sum(self.done.values())
-        self._info: dict[int, tuple[bool, int, str]] = {}
-        for attempt, kept in self.done.items():
-            if kept:
-                arrays = spool.read(attempt)
-                self._info[attempt] = (bool(arrays["success"]), len(arrays[ACTION]), str(arrays[TASK]))
-        self._progress = progress
-        self._next = 0
-        self._again: list[int] = []
-        self.crashes: dict[int, int] = {}
-
-    def next_attempt(self) -> int | None:
-        """The next attempt to play, None when no more need be begun."""
-        if self._again:
-            return self._again.pop(0)
-        while self._next in self.done:
-            self._next += 1
-        if self._next >= self.limit:
-            return None
-        self._next += 1
-        return self._next - 1
-
-    def retry(self, attempt: int) -> None:
-        """Play an attempt again whose simulator process died."""
-        self.crashes[attempt] = self.crashes.get(attempt, 0) + 1
-        if self.crashes[attempt] >= 3:
-            seed = self.settings["seed"] + attempt
-            raise UserError(
-                f"the simulator died 3 times in the episode of seed {seed}: choose a seed range without it; "
-                "finished episodes are kept"
-            )
-        self._again.append(attempt)
-
-    def prefix(self) -> int:
-        """Number of leading attempts that are all done."""
-        n = 0
-        while n in self.done:
-            n += 1
-        return n
-
-    def kept(self) -> list[int]:
-        """The attempts that make up the data set, in order (only what is certain by now)."""
-        return [a for a in range(self.prefix()) if self.done[a]][: self.episodes]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every wanted episode is stored."""
-        return len(self.kept()) >= self.episodes
-
-    def finish(self, attempt: int, arrays: dict[str, np.ndarray]) -> None:
-        """Store a finished attempt."""
-        keep = bool(arrays["success"]) or not self.only_success
-        self.spool.write(attempt, arrays if keep else None)
-        self.done[attempt] = keep
-        if keep:
-            self._info[attempt] = (bool(arrays["success"]), len(arrays[ACTION]), str(arrays[TASK]))
-        if self._progress:
-            infos = self._info.values()
-            self._progress(
-                {
-                    "episodes": min(len(infos), self.episodes),
-                    "total": self.episodes,
-                    "attempts": len(self.done),
-                    "successes": sum(i[0] for i in infos),
-                    "frames": sum(i[1] for i in infos),
-                }
-            )
-
-    def summary(self, out: Path) -> dict[str, Any]:
-        """Counts of the data set and of the attempts it took."""
-        kept = self.kept()
-        attempts = kept[-1] + 1
-        successes = sum(self._info[a][0] for a in range(attempts) if self.done[a])
-        per_task: dict[str, int] = {}
-        for a in kept:
-            per_task[self._info[a][2]] = per_task.get(self._info[a][2], 0) + 1
-        return {
-            "path": str(out),
-            "episodes": len(kept),
-            "frames": sum(self._info[a][1] for a in kept),
-            "attempts": attempts,
-            "successes": successes,
-            "success_rate": successes / attempts,
-            "per_task": per_task,
-            "resumed_episodes": self.resumed,
-        }
-
-
 def _play(
-    env: VlaVectorEnv, policy: Policy, session: _Session, cameras: list[str], deterministic: bool
+    env: VlaVectorEnv, policy: Policy, attempts: Attempts, cameras: list[str], deterministic: bool
 ) -> None:
-    """Step the environments until the session is complete."""
+    """Step the environments until the attempts are complete."""
     spec, size = env.env_spec, env.num_envs
     low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
     state_keys = [STATE] + ([ENV_STATE] if spec.env_state_dim else [])
-    first_seed = session.settings["seed"]
-    playing: list[int | None] = [session.next_attempt() for _ in range(size)]
+    first_seed = attempts.settings["seed"]
+    task_ids = env.task_ids()
+    playing: list[int | None] = [attempts.next_attempt(task_ids[row]) for row in range(size)]
     seeds = [first_seed + (a if a is not None else 0) for a in playing]  # idle rows are stepped, not stored
     frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(size)]
     observation, _ = env.reset(seed=seeds)
@@ -272,11 +176,7 @@ def _play(
     while True:
         active = [row for row in range(size) if playing[row] is not None]
         if not active:
-            found, tried = sum(session.done.values()), len(session.done)
-            raise UserError(
-                f"only {found} of {tried} attempts succeeded, {session.episodes} were asked for: "
-                "use a better policy, fewer episodes, or only_success=false"
-            )
+            raise attempts.shortfall()
         needs = policy.needs_images(state).tolist() if policy.spec.image_keys else [False] * size
         rows = [r for r in range(size) if needs[r] or (cameras and playing[r] is not None)]
         images = env.look(rows) if rows else {}
@@ -311,15 +211,15 @@ def _play(
             attempt = playing[row]
             assert attempt is not None
             if restarted is not None and bool(restarted[row]):
-                session.retry(attempt)
+                attempts.retry(attempt)
                 continue
             final = {key: _copy(observation[key][row]) for key in state_keys}
             final |= {key: _copy(final_images[key][i]) for key in cameras}
-            session.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
-        if session.complete:
+            attempts.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
+        if attempts.complete:
             return
         for row in ended:
-            playing[row] = session.next_attempt()
+            playing[row] = attempts.next_attempt(task_ids[row])
             frames[row] = []
             seeds[row] = first_seed + (playing[row] or 0)
         mask = torch.tensor(done)
@@ -329,7 +229,7 @@ def _play(
 
 def _copy(value: torch.Tensor) -> np.ndarray:
     """A numpy copy: environments may reuse their (shared) memory at the next step."""
-    return np.array(value.detach().cpu())
+    return value.detach().cpu().numpy().copy()
 
 
 def _stack(
@@ -348,7 +248,7 @@ def replay(env: VlaVectorEnv, path: Path | str, episodes: Sequence[int] | None =
     """Execute recorded actions from the recorded seeds.
 
     Args:
-        env: the environment that was recorded, any number of rows.
+        env: the environment that was recorded, any number of rows for each of its tasks.
         path: the data set.
         episodes: which; None = all.
 
@@ -358,27 +258,34 @@ def replay(env: VlaVectorEnv, path: Path | str, episodes: Sequence[int] | None =
     from vla_rl.data.dataset import load_episodes
 
     recorded = load_episodes(path, episodes=episodes, images=False)
-    results: list[bool] = []
-    for start in range(0, len(recorded), env.num_envs):
-        batch = recorded[start : start + env.num_envs]
-        seeds = [e.seed for e in batch]
-        if any(s is None for s in seeds):
+    task_ids = env.task_ids()
+    queues: list[list[int]] = [[] for _ in range(env.num_envs)]  # positions in ``recorded`` for each row
+    for position, episode in enumerate(recorded):
+        if episode.seed is None:
             raise UserError(f"{path} has no column 'seed': only recordings of a simulator can be replayed")
-        batch_seeds = [s or 0 for s in seeds] + [batch[0].seed or 0] * (env.num_envs - len(batch))
-        env.reset(seed=batch_seeds)
-        success, live = [False] * len(batch), [True] * len(batch)
-        for t in range(max(e.length for e in batch)):
-            action = torch.zeros(env.num_envs, env.env_spec.action_dim)
-            for row, episode in enumerate(batch):
-                live[row] = live[row] and t < episode.length
-                action[row] = episode.data[ACTION][min(t, episode.length - 1)]
-            _, _, terminated, truncated, info = env.step(action)
-            done = terminated | truncated
-            for row in range(len(batch)):
-                if live[row]:
-                    success[row] = success[row] or bool(info["success"][row])
-                    live[row] = not bool(done[row])
-            if done.any():  # rows that are over are begun anew so that the others can go on
-                env.reset(seed=batch_seeds, options={"reset_mask": done})
-        results += success
+        rows = [r for r in range(env.num_envs) if episode.task_id in (None, task_ids[r])]
+        if not rows:
+            have = ", ".join(dict.fromkeys(task_ids))
+            raise UserError(f"{path} plays {episode.task_id}, the environment only {have}: add it to env.ids")
+        min((queues[r] for r in rows), key=len).append(position)
+    results = [False] * len(recorded)
+    step, seeds = [0] * env.num_envs, [recorded[q[0] if q else 0].seed for q in queues]
+    env.reset(seed=seeds)
+    while any(queues):
+        action = torch.zeros(env.num_envs, env.env_spec.action_dim)
+        for row, queue in enumerate(queues):
+            if queue:
+                action[row] = recorded[queue[0]].data[ACTION][step[row]]
+        _, _, terminated, truncated, info = env.step(action)
+        mask = terminated | truncated
+        for row, queue in enumerate(queues):
+            if queue:
+                step[row] += 1
+                results[queue[0]] |= bool(info["success"][row])
+                if mask[row] or step[row] == recorded[queue[0]].length:
+                    queue.pop(0)
+                    mask[row], step[row] = True, 0
+                    seeds[row] = recorded[queue[0]].seed if queue else seeds[row]
+        if mask.any() and any(queues):
+            env.reset(seed=seeds, options={"reset_mask": mask})
     return results
