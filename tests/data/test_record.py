@@ -76,6 +76,25 @@ def test_does_not_depend_on_the_number_of_environments(recorded: Path, tmp_path:
     same(recorded, tmp_path / "many")
 
 
+def test_a_noisy_policy_that_draws_its_key_at_the_start_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    class Noisy(Walk):
+        """Noise of step t comes from the episode's own key, drawn in ``initial_state``."""
+
+        def initial_state(self, batch_size):
+            return super().initial_state(batch_size).set("key", torch.randint(2**40, (batch_size,)))
+
+        def act(self, observation, state, *, deterministic=False):
+            output, after = super().act(observation, state)
+            for row, number in enumerate((state["key"] + state["steps"]).tolist()):
+                noise = torch.randn(2, generator=torch.Generator().manual_seed(number))
+                output["action"][row] = output["action"][row].clamp(-0.08, 0.08) + 0.02 * noise
+            return output, after.set("key", state["key"])
+
+    for size in (1, 4):
+        record(Reach(size), Noisy(), 5, tmp_path / str(size), cameras=())
+    same(tmp_path / "1", tmp_path / "4")
+
+
 def test_stock_lerobot_reads_it(recorded: Path) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 

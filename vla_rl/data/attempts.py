@@ -37,7 +37,7 @@ class Attempts:
         self._info: dict[int, tuple[bool, int]] = {}  # kept attempt -> success, length
         for attempt, kept in self.done.items():
             if kept:
-                arrays = spool.read(attempt)
+                arrays = spool.read(attempt, ("success", ACTION))
                 self._info[attempt] = bool(arrays["success"]), len(arrays[ACTION])
         self._progress = progress
         self._begun = [0] * count

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 
 from vla_rl.data.attempts import Attempts, Progress
 from vla_rl.data.build import MARKER, build_dataset
@@ -23,7 +24,7 @@ from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK, image_key
-from vla_rl.policies.base import Policy, check_compatible, reset_rows
+from vla_rl.policies.base import Policy, check_compatible
 
 
 def record(
@@ -172,7 +173,7 @@ def _play(
     seeds = [first_seed + (a if a is not None else 0) for a in playing]  # idle rows are stepped, not stored
     frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(size)]
     observation, _ = env.reset(seed=seeds)
-    state = policy.initial_state(size)
+    state = _begin(policy, policy.initial_state(size), range(size), seeds)
     while True:
         active = [row for row in range(size) if playing[row] is not None]
         if not active:
@@ -224,7 +225,20 @@ def _play(
             seeds[row] = first_seed + (playing[row] or 0)
         mask = torch.tensor(done)
         observation, _ = env.reset(seed=seeds, options={"reset_mask": mask})
-        state = reset_rows(policy, state, mask)
+        state = _begin(policy, state, mask.nonzero().flatten().tolist(), seeds)
+
+
+def _begin(policy: Policy, state: TensorDict, rows: Iterable[int], seeds: list[int]) -> TensorDict:
+    """``state`` with the policy's state of ``rows`` begun anew, each drawn under its episode's seed.
+
+    So a policy whose randomness starts from its state (a noise key) is a function of the seed as well.
+    """
+    state = state.clone()
+    with torch.random.fork_rng(devices=[]):
+        for row in rows:
+            torch.manual_seed(seeds[row])
+            state[row : row + 1] = policy.initial_state(1)
+    return state
 
 
 def _copy(value: torch.Tensor) -> np.ndarray:

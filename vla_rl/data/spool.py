@@ -140,10 +140,10 @@ class Spool:
             os.replace(temporary, path)
             fsync_path(path.parent)
 
-    def read(self, attempt: int) -> dict[str, np.ndarray]:
-        """All arrays of a kept attempt."""
+    def read(self, attempt: int, keys: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Arrays of a kept attempt; None = all."""
         with np.load(self._episodes / f"{attempt:06d}.npz", allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in (keys or archive.files)}
 
     def publish(self) -> None:
         """Rename the built data set to ``out`` and remove the work folder."""
