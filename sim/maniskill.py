@@ -137,7 +137,7 @@ class ManiSkillEnv:
         from mani_skill.utils import sapien_utils
 
         known = {
-            "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.03]), "fov": 0.8},
+            "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
             "wide": {},
         }
         if len(self.cameras) > 1 or any(c not in known for c in self.cameras):

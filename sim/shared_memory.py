@@ -53,7 +53,6 @@ class Block:
         offsets, size = layout.offsets()
         self._memory = None
         if shared:
-            # track=False on attaching: the creator alone unlinks, or the tracker would do it twice.
             self._memory = (
                 shared_memory.SharedMemory(create=True, size=size)
                 if name is None
@@ -103,9 +102,14 @@ class Block:
         if self._memory is None:
             return
         memory, self._memory = self._memory, None
+        del self.action, self.reward, self.terminated, self.truncated, self.success
+        self.observations, self.images = {}, {}
+        try:
+            memory.close()
+        except BufferError:  # somebody still holds a view; the mapping goes with it
+            pass
         if self._owner:
             memory.unlink()
-        # The arrays above still point into it: the mapping goes with them.
 
 
 def _attach(name: str) -> shared_memory.SharedMemory:

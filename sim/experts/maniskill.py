@@ -6,15 +6,17 @@ Each is a function of one observation (so it recovers from any state), vectorise
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sim.experts.base import Expert
-from sim.maniskill import CONTROLS, GRIPPER
+from sim.maniskill import CONTROLS, GRIPPER, INSTRUCTIONS
+from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
-from vla_rl.policies.base import Observation, PolicySpec
+from vla_rl.policies.base import Observation
 
 OPEN, SHUT = GRIPPER[1], GRIPPER[0]
 TCP = slice(9, 12)
@@ -170,3 +172,40 @@ EXPERTS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "StackCube-v1": ("ee", stack_cube),
     "LiftPegUpright-v1": ("ee_pose", lift_peg),
 }
+
+
+class ManiSkillExpert(Expert):
+    """The scripted expert of one task, or of several told apart by their instruction.
+
+    Args:
+        env: the environment it is to act in.
+        **settings: of ``Expert``; noise leaves the gripper alone by default.
+
+    Raises:
+        UserError: a task without expert, or an environment under another control mode.
+    """
+
+    def __init__(self, env: VlaVectorEnv, **settings: Any) -> None:
+        spec = env.env_spec
+        super().__init__(spec, **({"noisy_dims": spec.action_dim - 1} | settings))
+        self.commands: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        for id in dict.fromkeys(env.task_ids()):
+            if id not in EXPERTS:
+                raise UserError(f"no scripted expert for {id}: there is one for {', '.join(EXPERTS)}")
+            control, command = EXPERTS[id]
+            if spec.action_dim != len(CONTROLS[control][0]) + 1:
+                raise UserError(f"the expert of {id} acts under env.control={control}: set it")
+            self.commands[INSTRUCTIONS[id]] = command
+
+    def command(self, observation: Observation) -> Tensor:
+        """[B, A]; rows are grouped by instruction."""
+        state, extra = observation[STATE], observation[ENV_STATE][:, QVEL:]
+        tasks = observation["task"]
+        if len(self.commands) == 1:
+            return next(iter(self.commands.values()))(state, extra)
+        action = torch.zeros(len(state), self.spec.action_dim)
+        for instruction, command in self.commands.items():
+            rows = torch.tensor([t == instruction for t in tasks])
+            if rows.any():
+                action[rows] = command(state[rows], extra[rows])
+        return action

@@ -1,0 +1,59 @@
+"""What scripted experts share: the policy contract without memory, and tunable noise."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.environment import EnvSpec
+from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.policies.base import Observation, PolicySpec
+
+
+class Expert:
+    """A scripted expert as a ``vla_rl.policies.base.Policy``; subclasses write ``command``.
+
+    Args:
+        spec: of the environment it acts in.
+        noise: std of the disturbance added to each action, as a fraction of half the action's range.
+        correlation: of the disturbance from one step to the next (0 = white; 0.7 wanders as a person does).
+        noisy_dims: how many leading action dimensions are disturbed; None = all.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, noise: float = 0.0, correlation: float = 0.7, noisy_dims: int | None = None
+    ) -> None:
+        self.env_spec, self.noise, self.correlation = spec, noise, correlation
+        self.low, self.high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        self.mask = torch.ones(spec.action_dim)
+        if noisy_dims is not None:
+            self.mask[noisy_dims:] = 0
+        self.spec = PolicySpec(action_dim=spec.action_dim, state_keys=(STATE, ENV_STATE), language=True)
+
+    def initial_state(self, batch_size: int) -> TensorDict:
+        """The running disturbance [B, A]."""
+        return TensorDict({"disturbance": torch.zeros(batch_size, self.spec.action_dim)}, batch_size=[batch_size])
+
+    def needs_images(self, state: TensorDict) -> Tensor:
+        """Never: experts read the simulator's state."""
+        return torch.zeros(state.batch_size[0], dtype=torch.bool)
+
+    def command(self, observation: Observation) -> Tensor:
+        """The undisturbed action [B, A], environment units."""
+        raise NotImplementedError
+
+    def act(
+        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
+    ) -> tuple[TensorDict, TensorDict]:
+        """The command, disturbed unless ``deterministic``, inside the action box."""
+        action = self.command(observation)
+        disturbance = state["disturbance"]
+        if self.noise and not deterministic:
+            fresh = torch.randn_like(action) * self.mask
+            rho = self.correlation
+            disturbance = rho * disturbance + (1 - rho**2) ** 0.5 * fresh
+            action = action + self.noise * (self.high - self.low) / 2 * disturbance
+        action = torch.maximum(torch.minimum(action, self.high), self.low)
+        size = [len(action)]
+        return TensorDict({"action": action}, size), TensorDict({"disturbance": disturbance}, size)

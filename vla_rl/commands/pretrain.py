@@ -1,0 +1,51 @@
+"""vla-rl pretrain: behaviour cloning of a base policy from LeRobotDatasets.
+
+usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] [key=value ...]
+
+  type=smolvla_nano                  LeRobot's SmolVLA at 3.7 M parameters, no download
+  type=act inputs=[observation.state,observation.environment_state]
+                                     any LeRobot policy type; inputs choose what it sees
+  out=assets/mine                    a plain LeRobot policy folder; the same command again continues
+                                     an interrupted run
+
+examples:
+  vla-rl pretrain datasets=[data/table] out=assets/smolvla-nano steps=6000
+"""
+
+from __future__ import annotations
+
+from vla_rl.config import compose, resolve_path, typed
+from vla_rl.runtime.progress import track
+
+
+def run(overrides: list[str]) -> int:
+    """Train to the end; prints loss on the way."""
+    from pathlib import Path
+
+    from vla_rl.errors import UserError
+    from vla_rl.pretrain import PretrainConfig, Pretrainer
+    from vla_rl.runtime.threads import set_threads
+
+    config = compose("pretrain", overrides)
+    folders = [resolve_path(d) for d in config.datasets]
+    for folder in folders:
+        if not (folder / "meta" / "info.json").is_file():
+            raise UserError(f"{folder} is not a LeRobotDataset: it has no meta/info.json (datasets=[DIR])")
+    out = Path(config.out)
+    if out.exists() and not (out / "training.safetensors").is_file():
+        raise UserError(f"{out} exists and is no unfinished run: choose another out=")
+    set_threads(config.threads)
+    trainer = Pretrainer(typed(PretrainConfig, config.train), folders, out)
+    if trainer.resume():
+        print(f"continuing at step {trainer.step}")
+    losses: list[float] = []
+    with track("pretrain", trainer.config.steps, unit="step") as bar:
+
+        def show(step: int, loss: float) -> None:
+            losses.append(loss)
+            recent = losses[-100:]
+            bar.update(step, loss=f"{sum(recent) / len(recent):.4f}")
+
+        trainer.learn(show)
+    print(f"wrote {out}")
+    return 0

@@ -1,0 +1,51 @@
+"""vla-rl record: demonstrations or policy rollouts into a LeRobotDataset.
+
+usage: vla-rl record env=... policy=expert episodes=N out=DIR [seed=S] [only_success=true]
+
+  policy=expert policy.noise=0.1     the scripted expert, with human-like wandering
+  policy=lerobot policy.path=DIR     any LeRobot policy
+  episodes=60 seed=50000             episode i begins from seed + i
+  out=data/table                     a LeRobotDataset v3; the same command again continues an interrupted one
+
+examples:
+  vla-rl record env=table policy=expert policy.noise=0.1 episodes=300 out=data/table
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_rl.config import build, compose
+from vla_rl.runtime.progress import track
+
+
+def run(overrides: list[str]) -> int:
+    """Record and print a summary."""
+    from vla_rl.data.record import record
+    from vla_rl.errors import UserError
+    from vla_rl.policies.load import load_policy
+    from vla_rl.runtime.threads import set_threads
+
+    config = compose("record", overrides)
+    if not config.get("out") or config.out == "???":
+        raise UserError("out is not set: out=DIR names the dataset folder")
+    set_threads(config.threads)
+    env = build(config.env)
+    try:
+        policy = load_policy(config.policy, env)
+        with track("record", config.episodes, unit="episode") as bar:
+            summary = record(
+                env,
+                policy,
+                config.episodes,
+                Path(config.out),
+                seed=config.seed,
+                only_success=config.only_success,
+                deterministic=config.deterministic,
+                progress=lambda n, *_: bar.update(n),
+            )
+    finally:
+        env.close()
+    print(", ".join(f"{key} {value}" for key, value in summary.items()))
+    print(f"wrote {config.out}")
+    return 0

@@ -1,0 +1,72 @@
+"""One place that turns ``policy=...`` of a configuration into a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vla_rl.config import build, resolve_path
+from vla_rl.environment import VlaVectorEnv
+from vla_rl.errors import UserError
+from vla_rl.policies.base import Policy, check_compatible
+
+
+def load_base(config: Any, *, candidates: int = 1) -> Policy:
+    """A LeRobot policy, executed ``config.horizon`` steps per chunk.
+
+    Args:
+        config: ``path``, ``horizon``, ``device``, ``flow_steps``.
+        candidates: chunks drawn per decision.
+    """
+    from vla_rl.policies.lerobot import LeRobotPolicy
+    from vla_rl.policies.open_loop import OpenLoop
+
+    if not config.get("path"):
+        raise UserError("policy.path is not set: name a LeRobot policy folder, a hub id or a run folder")
+    path = resolve_path(config.path)
+    policy = LeRobotPolicy(path, device=config.get("device", "cpu"), flow_steps=config.get("flow_steps"))
+    return OpenLoop(policy, config.get("horizon"), candidates)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one that ``vla-rl train`` wrote."""
+    return (path / "checkpoints").is_dir() and (path / "config.yaml").is_file()
+
+
+def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
+    """The policy that a configuration names, ready for ``env``.
+
+    A node with ``_target_`` is instantiated with ``env`` (experts); ``path`` may be a run folder (the policy it
+    has learned), a LeRobot policy folder or a hub id.
+
+    Raises:
+        UserError: nothing there, or it does not fit the environment.
+    """
+    if config.get("_target_"):
+        policy = build(config, env=env)
+    elif config.get("path") and is_run(resolve_path(config.path)):
+        policy = load_run(resolve_path(config.path), env)
+    else:
+        policy = load_base(config)
+    check_compatible(policy.spec, env.env_spec)
+    return policy
+
+
+def load_run(run: Path, env: VlaVectorEnv) -> Policy:
+    """The policy a run has learned, from its newest good checkpoint.
+
+    Raises:
+        UserError: the run has no usable checkpoint yet.
+    """
+    from omegaconf import OmegaConf
+
+    from vla_rl.runtime.run_folder import RunFolder
+    from vla_rl.train import build_algorithm
+
+    config = OmegaConf.load(run / "config.yaml")
+    checkpoint = RunFolder.latest_in(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")
+    algorithm = build_algorithm(config, env)
+    algorithm.load(checkpoint / "algorithm", replay=False)
+    return algorithm.policy

@@ -1,0 +1,205 @@
+"""The one training loop: collect, update, evaluate, checkpoint; resumable bit for bit on CPU.
+
+At every checkpoint the episodes in flight are closed as truncated (their frames stay in replay, nothing is lost)
+and new ones begin, so that a resumed run and an uninterrupted one see the same environments.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_rl.config import build, resolve_path
+from vla_rl.environment import VlaVectorEnv
+from vla_rl.errors import UserError
+from vla_rl.policies.load import load_base
+from vla_rl.rollout.collector import Collector, Episode
+from vla_rl.rollout.evaluate import Evaluation, evaluate
+from vla_rl.runtime.run_folder import RunFolder
+from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
+
+WINDOW = 100
+"""Episodes in the moving training success."""
+
+TRAIN_SEEDS = 10_000_000
+"""Training episodes begin from seeds above this; evaluation and demonstration seeds lie below."""
+
+
+def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
+    """The algorithm of a configuration, around its base policy."""
+    candidates = int(config.algorithm.get("candidates", 1) or 1)
+    base = load_base(config.policy, candidates=candidates)
+    return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved with every checkpoint."""
+
+    steps: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    recent: list[bool] = field(default_factory=list)
+
+    def success(self) -> float | None:
+        """Moving training success, if any episode has ended."""
+        return sum(self.recent) / len(self.recent) if self.recent else None
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: composed configuration (``env``, ``policy``, ``algorithm``, ``demonstrations``, ``run``).
+        run: its folder.
+        env: the batch of environments, also used for evaluation (between episodes).
+        on_progress: called after every vector step with the ``Progress`` and the newest metrics.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        run: RunFolder,
+        env: VlaVectorEnv,
+        on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.config, self.run, self.env, self.on_progress = config, run, env, on_progress
+        seed_everything(int(config.run.seed))
+        self.algorithm = build_algorithm(config, env)
+        self.progress = Progress()
+        self.recent: deque[bool] = deque(maxlen=WINDOW)
+        first = TRAIN_SEEDS * (1 + int(config.run.seed))
+        self.collector = Collector(
+            env,
+            self.algorithm.policy,
+            lambda episode, row: first + episode,
+            sink=self.algorithm.observe,
+            on_episode=self._episode,
+        )
+        self.metrics: dict[str, float] = {}
+
+    def _episode(self, episode: Episode) -> None:
+        if episode.interrupted:
+            return
+        self.progress.episodes += 1
+        self.recent.append(episode.success)
+        self.progress.recent = list(self.recent)
+
+    # ---- parts ------------------------------------------------------------------------------------------
+
+    def demonstrate(self) -> int:
+        """Fill the demonstration buffer as ``config.demonstrations`` says; returns how many episodes."""
+        from vla_rl.data.collect_demonstrations import demonstrations_of
+
+        return demonstrations_of(self.config.demonstrations, self.env, self.algorithm)
+
+    def evaluate(self, episodes: int, seed: int, *, film: int = 0, base: bool = False, progress: Any = None) -> Evaluation:
+        """Success on fixed seeds of the present policy, or of the frozen ``base`` alone."""
+        policy = self.algorithm.policy
+        return evaluate(self.env, policy.base if base else policy, episodes, seed, film=film, progress=progress)
+
+    def learn(self) -> None:
+        """Collect and update until ``run.steps`` (or ``run.minutes``) is reached; checkpoints on the way."""
+        run, progress = self.config.run, self.progress
+        began, before = time.monotonic(), progress.seconds
+        self.collector.begin()
+        next_log = progress.steps + run.log_every
+        next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
+        next_evaluation = (progress.steps // run.eval_every + 1) * run.eval_every if run.eval_every else None
+        while progress.steps < run.steps:
+            self.collector.step()
+            progress.steps += self.env.num_envs
+            self._update()
+            progress.seconds = before + time.monotonic() - began
+            if self.on_progress is not None:
+                self.on_progress(progress, self.metrics)
+            if progress.steps >= next_log:
+                next_log += run.log_every
+                self._log()
+            late = run.minutes is not None and progress.seconds > 60 * run.minutes
+            evaluating = next_evaluation is not None and progress.steps >= next_evaluation
+            if progress.steps >= next_checkpoint or evaluating or late:
+                self.collector.cut()
+                if evaluating:
+                    assert next_evaluation is not None
+                    next_evaluation += run.eval_every
+                    pause = time.monotonic()
+                    self._evaluate_midway()
+                    began += time.monotonic() - pause
+                next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
+                self.checkpoint()
+                if late:
+                    break
+                self.collector.begin()
+        else:
+            self.collector.cut()
+            self.checkpoint()
+
+    def _update(self) -> None:
+        due = self.algorithm.updates_due(self.env.num_envs)
+        totals: dict[str, list[torch.Tensor]] = {}
+        # The critic-only updates after the warm-up come in slices, so that progress stays visible.
+        for _ in range(min(due, 16 * self.env.num_envs)):
+            for name, value in self.algorithm.update().items():
+                totals.setdefault(name, []).append(value)
+        self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+
+    def _log(self) -> None:
+        progress = self.progress
+        values = {"seconds": progress.seconds, "episodes": progress.episodes} | self.metrics
+        if progress.recent:
+            values["success"] = progress.success()
+        self.run.log(progress.steps, **values)
+
+    def _evaluate_midway(self) -> None:
+        run = self.config.run
+        result = self.evaluate(run.eval_episodes, run.eval_seed).summary()
+        self.run.log(self.progress.steps, evaluation=result, seconds=self.progress.seconds)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Path:
+        """Write everything; atomic."""
+
+        def write(folder: Path) -> None:
+            self.algorithm.save(folder / "algorithm")
+            state = {
+                "progress": self.progress.__dict__,
+                "episodes_started": self.collector.episodes_started,
+                "rng": rng_state(),
+            }
+            (folder / "trainer.json").write_text(json.dumps(state))
+
+        return self.run.save_checkpoint(self.progress.steps, write, keep=int(self.config.run.keep_checkpoints))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint folder."""
+        self.algorithm.load(checkpoint / "algorithm")
+        state = json.loads((checkpoint / "trainer.json").read_text())
+        self.progress = Progress(**state["progress"])
+        self.recent.extend(self.progress.recent)
+        self.collector.episodes_started = state["episodes_started"]
+        self.run.truncate_metrics(self.progress.steps)
+        set_rng_state(state["rng"])
+
+
+def open_run(config: Any, resume: str | None, yaml: str) -> tuple[RunFolder, Path | None]:
+    """A new run folder, or the one to resume with its newest good checkpoint.
+
+    Raises:
+        UserError: the folder exists and ``resume`` was not given, or there is nothing to resume.
+    """
+    if resume is None:
+        return RunFolder.create(Path(config.run.root), config.run.name, yaml), None
+    folder = resolve_path(resume)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={resume}: no run there (it would hold config.yaml)")
+    run = RunFolder.open(folder)
+    return run, run.latest_checkpoint()
