@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -14,19 +14,30 @@ from vla_rl.policies.base import Policy
 class Algorithm(Protocol):
     """Learns from frames; the loop collects, calls ``observe`` and then ``update`` as often as it says."""
 
+    config: Any
+    """A typed dataclass, usable as a hydra structured config."""
+
     policy: Policy
     """Acts while collecting; explores unless ``deterministic``."""
+
+    eval_policy: Policy
+    """Acts in evaluation; shares its networks with ``policy``."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough data to ``update``."""
+        ...
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Take k frames of the environment rows ``rows`` [k] (format: ``vla_rl.rollout.collector``)."""
         ...
 
-    def add_demonstrations(self, frames: TensorDict) -> None:
+    def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Take a sequence of frames [T] of whole episodes; kept apart from online data."""
         ...
 
-    def updates_due(self, env_steps: int) -> int:
-        """How many ``update`` calls ``env_steps`` new steps have earned."""
+    def updates_due(self, env_steps: int | None = None) -> int:
+        """How many ``update`` calls the steps observed so far have earned; ``env_steps`` overrides their count."""
         ...
 
     def update(self) -> dict[str, Tensor]:
@@ -37,10 +48,10 @@ class Algorithm(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Everything needed to continue bit for bit, as safetensors + JSON."""
+    def save(self, folder: Path, *, replay: bool = True) -> None:
+        """Everything needed to continue bit for bit, as safetensors + JSON; ``replay=False``: networks only."""
         ...
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote."""
         ...

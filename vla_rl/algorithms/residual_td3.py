@@ -3,34 +3,31 @@
 TD3 on a bounded per-step correction of a frozen, chunked base policy. From RLPD: half of each batch is
 demonstrations. From REDQ: many critics, minimum of a random few. From DAWN (arXiv 2602.10539): the base's own
 warm-up transitions stay in replay as the critic's anchor, and critics are normalised. From EXPO
-(arXiv 2507.07986): N base candidates, the critic chooses, in acting and in the target; the unedited base always
+(arXiv 2507.07986): N base candidates, the critic chooses, in acting and in the target. The unedited base always
 competes (``gate``), so an untrained residual cannot drag a working base away.
 
-One ``update`` is: y = r + gamma^m min_{random 2} Q'(s', choice'(s')); critics to y; every ``actor_every``-th time
-the actor up the mean critic; targets follow.
+One ``update`` is: y = r + gamma^m max_choices min_{random 2} Q'(s', choice); critics to y; every
+``actor_every``-th time the actor up the mean critic; targets follow.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from vla_rl.data.replay import ReplayBuffer
+from vla_rl.algorithms.checkpoint import load_learner, save_learner
+from vla_rl.algorithms.experience import Encoder, Experience
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.nn.ensemble import EnsembleMLP, mlp, polyak
-from vla_rl.nn.normalize import Normalizer
 from vla_rl.policies.base import Observation, Policy
-from vla_rl.policies.residual import ActionBox, Residual, select
+from vla_rl.policies.residual import ActionBox, Residual, action_scale
 
 
 @dataclass
@@ -38,10 +35,15 @@ class ResidualTD3Config:
     """Settings; lengths in environment steps unless said otherwise.
 
     Attributes:
-        scale: bound of the correction as a fraction of half the action range; one number or one per dimension.
+        scale: bound of the correction as a fraction of half the action range; one number or one per dimension
+            (0 = leave that dimension, e.g. a gripper, to the base).
         candidates: base candidates per decision (1 = residual RL, n = EXPO).
         gate: the unedited base competes with the edits wherever the critic chooses.
+        gate_margin: standard deviations of the critics' disagreement taken off an edit's advantage.
         observation_keys: what actor and critic see; () = proprioception and, in simulation, privileged state.
+        image_features: width of the image vector per camera, when a camera is named above.
+        encoder: ``vit`` or ``conv``.
+        image_shift: pixels of random shift.
         warmup_steps: base only, with uniform noise ``warmup_noise``, before any update.
         critic_updates: critic-only updates right after the warm-up.
         ramp_steps: steps over which the residual's probability rises from 0 to 1.
@@ -51,26 +53,33 @@ class ResidualTD3Config:
         gamma: discount per step.
         batch_size: transitions per update.
         demonstration_share: share of each batch from demonstrations (when there are any).
+        anchor_share: least share of the rest from the base's warm-up (never evicted).
         critics: members of the ensemble.
         subset: members of the random subset whose minimum is the target.
         hidden: hidden widths of actor and critics.
+        layer_norm: False only for ablations.
         actor_lr: Adam step size of the actor.
-        critic_lr: Adam step size of the critics.
+        critic_lr: Adam step size of the critics (and of the image encoder).
         tau: rate at which targets follow.
         exploration: std of the exploration noise, fraction of half the range.
-        target_noise: std of target smoothing noise on the correction, same unit.
-        warmup_noise: half-width of the warm-up's uniform noise, same unit.
-        action_penalty: weight of the squared correction in the actor's loss.
+        target_noise: std of target smoothing noise on the correction, fraction of ``scale``.
+        warmup_noise: half-width of the warm-up's uniform noise, fraction of half the range.
+        action_penalty: weight of the squared correction in the actor's loss (cloning of the base).
         clip_target: keep targets in the reward's range [0, 1].
         capacity: frames of online replay.
         demonstration_capacity: frames of demonstrations.
-        grad_clip: maximal gradient norm.
+        grad_clip: maximal gradient norm; 0 = none.
+        compile: torch.compile of the loss functions.
     """
 
     scale: Any = 0.3
     candidates: int = 1
     gate: bool = True
+    gate_margin: float = 0.0
     observation_keys: list[str] = field(default_factory=list)
+    image_features: int = 64
+    encoder: str = "vit"
+    image_shift: int = 4
     warmup_steps: int = 3000
     critic_updates: int = 1500
     ramp_steps: int = 0
@@ -80,9 +89,11 @@ class ResidualTD3Config:
     gamma: float = 0.97
     batch_size: int = 256
     demonstration_share: float = 0.5
+    anchor_share: float = 0.0
     critics: int = 5
     subset: int = 2
     hidden: list[int] = field(default_factory=lambda: [128, 128])
+    layer_norm: bool = True
     actor_lr: float = 3e-4
     critic_lr: float = 5e-4
     tau: float = 0.01
@@ -94,19 +105,48 @@ class ResidualTD3Config:
     capacity: int = 200_000
     demonstration_capacity: int = 50_000
     grad_clip: float = 10.0
+    compile: bool = False
+
+    def check(self) -> None:
+        """Refuse settings that cannot work, before anything slow starts.
+
+        Raises:
+            UserError: naming the setting and what it must be.
+        """
+        positive = ("candidates", "actor_every", "n_step", "batch_size", "critics", "subset")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
+        if self.subset > self.critics:
+            raise UserError(f"algorithm.subset={self.subset} exceeds algorithm.critics={self.critics}")
+        for name in ("gamma", "tau", "demonstration_share", "anchor_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"algorithm.{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.utd < 0 or self.warmup_steps < 0:
+            raise UserError("algorithm.utd and algorithm.warmup_steps must not be negative")
 
 
 class Actor(nn.Module):
     """Correction in (-1, 1) for every candidate, from features and the candidate itself; zero at first."""
 
-    def __init__(self, features: int, actions: int, hidden: Sequence[int]) -> None:
+    def __init__(self, features: int, actions: int, hidden: Sequence[int], layer_norm: bool = True) -> None:
         super().__init__()
-        self.net = mlp(features + actions, tuple(hidden), actions, zero_last=True)
+        self.net = mlp(features + actions, hidden, actions, zero_last=True, layer_norm=layer_norm)
 
     def forward(self, features: Tensor, base: Tensor) -> Tensor:
         """[B, F], [B, N, A] -> [B, N, A]."""
-        count = base.shape[1]
-        return torch.tanh(self.net(torch.cat([features[:, None].expand(-1, count, -1), base], dim=-1)))
+        return torch.tanh(self.net(with_actions(features, base)))
+
+
+def with_actions(features: Tensor, actions: Tensor) -> Tensor:
+    """[B, F], [B, M, A] -> [B, M, F + A]."""
+    return torch.cat([features[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)
+
+
+def critic_values(critic: EnsembleMLP, features: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+    """[E, B, M] values of normalised ``actions`` [B, M, A]."""
+    x = with_actions(features, actions)
+    return critic(x.flatten(0, 1), members).view(-1, *x.shape[:2])
 
 
 class ResidualTD3:
@@ -117,70 +157,83 @@ class ResidualTD3:
         base: one action per step, frozen (``OpenLoop`` of a chunked policy).
         env_spec: the environment's dimensions and action box.
         num_envs: environment rows whose frames will come.
+        device: where networks and replay live; acting takes and gives CPU tensors.
 
     Raises:
         UserError: a setting that does not fit the environment.
     """
 
-    def __init__(self, config: ResidualTD3Config, base: Policy, env_spec: EnvSpec, num_envs: int) -> None:
-        self.config = config
-        dims = {STATE: env_spec.state_dim, ENV_STATE: env_spec.env_state_dim}
-        self.keys = list(config.observation_keys) or [k for k, d in dims.items() if d]
-        for key in self.keys:
-            if not dims.get(key):
-                raise UserError(f"algorithm.observation_keys names {key}, which {env_spec.id} does not have")
-        features = sum(dims[k] for k in self.keys)
-        actions = env_spec.action_dim
-        scale = torch.as_tensor(config.scale, dtype=torch.float32).expand(actions).clone()
-        self.box = ActionBox(env_spec)
-        self.normalizer = Normalizer(features)
-        self.actor = Actor(features, actions, config.hidden)
-        self.critic = EnsembleMLP(config.critics, features + actions, tuple(config.hidden))
-        self.target_critic = EnsembleMLP(config.critics, features + actions, tuple(config.hidden))
-        self.target_critic.load_state_dict(self.critic.state_dict())
+    def __init__(
+        self,
+        config: ResidualTD3Config,
+        base: Policy,
+        env_spec: EnvSpec,
+        num_envs: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        config.check()
+        self.config, self.device = config, torch.device(device)
+        self.box = ActionBox(env_spec, device)
+        self.scale = action_scale(config.scale, env_spec.action_dim).to(device)
+        self.encoder = Encoder(
+            env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
+        ).to(device)
+        inputs, hidden, norm = self.encoder.features, config.hidden, config.layer_norm
+        self.actor = Actor(inputs, env_spec.action_dim, hidden, norm).to(device)
+        self.critic = EnsembleMLP(config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm).to(device)
+        self.target_critic = EnsembleMLP(config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm)
+        self.target_critic.to(device).load_state_dict(self.critic.state_dict())
         self.target_critic.requires_grad_(False)
+        seen = [p for p in self.encoder.parameters() if p.requires_grad]
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, fused=True)
-        self.replay = ReplayBuffer(config.capacity, num_envs)
-        self.demonstrations = ReplayBuffer(config.demonstration_capacity, 1)
-        self.generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+        self.critic_optimizer = torch.optim.Adam([*self.critic.parameters(), *seen], lr=config.critic_lr, fused=True)
+        self.experience = Experience(
+            config.capacity, config.warmup_steps, config.demonstration_capacity, num_envs, self.encoder.keys, device
+        )
+        seed = torch.initial_seed() % 2**31
+        self.generator = torch.Generator(self.device).manual_seed(seed)  # learning
+        self.acting_generator = torch.Generator().manual_seed(seed + 1)
         self.steps = 0
         self.updates = 0
-        self.policy = Residual(
-            base,
-            self.box,
-            self.features,
-            self.actor,
-            scale,
-            value=self.value,
-            gate=config.gate,
-            noise=config.exploration,
+        self.policy, self.eval_policy = (
+            Residual(
+                base,
+                self.box,
+                self.features,
+                self.actor,
+                self.scale,
+                value=self.value,
+                gate=config.gate,
+                margin=config.gate_margin,
+                observation_keys=self.encoder.keys,
+                generator=self.acting_generator,
+            )
+            for _ in range(2)
         )
+        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = self._critic_loss, self._target, self._actor_loss
+        if config.compile:
+            self._critic_loss_fn = torch.compile(self._critic_loss)
+            self._target_fn = torch.compile(self._target)
+            self._actor_loss_fn = torch.compile(self._actor_loss)
         self._set_phase()
 
     # ---- acting -----------------------------------------------------------------------------------------
 
-    def features(self, observation: Observation | TensorDict) -> Tensor:
-        """[B, F]: the observation's vectors, standardised."""
-        return self.normalizer(torch.cat([observation[key] for key in self.keys], dim=-1))
+    def features(self, observation: Observation) -> Tensor:
+        """[B, F]: what actor and critic see of an observation."""
+        return self.encoder(observation)
 
     def value(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Mean critic of normalised ``actions`` [B, N, A] -> [B, N]."""
-        return self._ensemble(self.critic, features, actions).mean(0)
-
-    def _ensemble(self, critic: EnsembleMLP, features: Tensor, actions: Tensor) -> Tensor:
-        """[E, B, N] values of normalised ``actions`` [B, N, A]."""
-        batch, count, _ = actions.shape
-        x = torch.cat([features[:, None].expand(-1, count, -1), actions], dim=-1)
-        return critic(x.reshape(batch * count, -1)).reshape(-1, batch, count)
+        """[E, B, M]: all critics on normalised ``actions`` [B, M, A]."""
+        return critic_values(self.critic, features, actions)
 
     def _set_phase(self) -> None:
         """Base alone while warming up; then the residual joins, with a probability that ramps up."""
         config, policy = self.config, self.policy
         warming = self.steps < config.warmup_steps
         policy.enabled = not warming
-        # A uniform on [-a, a] has standard deviation a / sqrt(3).
-        policy.noise = config.warmup_noise / 3**0.5 if warming else config.exploration
+        policy.uniform_noise = config.warmup_noise if warming else 0.0
+        policy.noise = 0.0 if warming else config.exploration
         past = self.steps - config.warmup_steps
         policy.probability = min(1.0, past / config.ramp_steps) if config.ramp_steps else 1.0
 
@@ -188,160 +241,160 @@ class ResidualTD3:
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Store frames; counts environment steps (closing frames are none)."""
-        self.replay.append(frames, rows)
-        before = self.steps
+        warming = self.steps < self.config.warmup_steps
+        self.experience.append(frames, rows, warming)
         self.steps += int((~frames["final"]).sum())
-        if before < self.config.warmup_steps <= self.steps:
-            self._fit_normalizer()
+        if warming and self.steps >= self.config.warmup_steps:
+            self.experience.end_warmup()
         self._set_phase()
 
-    def add_demonstrations(self, frames: TensorDict) -> None:
+    def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Store whole demonstration episodes, apart from online data."""
-        self.demonstrations.append(frames, torch.zeros(len(frames), dtype=torch.long))
+        self.experience.add_demonstrations(frames, rows)
 
     def _fit_normalizer(self) -> None:
         """Standardise from what the base and the demonstrators have seen; frozen from then on."""
-        seen = self.replay.gather(self.replay.starts(), 1, 1.0)["observation"]
-        parts = [torch.cat([seen[k] for k in self.keys], dim=-1)]
-        if len(self.demonstrations):
-            shown = self.demonstrations.gather(self.demonstrations.starts(), 1, 1.0)["observation"]
-            parts.append(torch.cat([shown[k] for k in self.keys], dim=-1))
-        self.normalizer.fit(torch.cat(parts))
-
-    def _batch(self) -> TensorDict:
-        config = self.config
-        shown = int(config.batch_size * config.demonstration_share) if len(self.demonstrations) else 0
-        online = self.replay.sample(config.batch_size - shown, config.n_step, config.gamma, self.generator)
-        if not shown:
-            return online
-        demos = self.demonstrations.sample(shown, config.n_step, config.gamma, self.generator)
-        return torch.cat([online, demos])  # type: ignore[return-value]
+        for observation in self.experience.observations():
+            if self.encoder.vector_keys:
+                self.encoder.normalizer.update(self.encoder.vectors(observation))
+        self.encoder.normalizer.freeze()
 
     # ---- learning ---------------------------------------------------------------------------------------
 
-    def updates_due(self, env_steps: int) -> int:
-        """``utd`` per step, rounded; none while warming up; the critic-only ones at its end."""
-        config = self.config
-        if self.steps < config.warmup_steps:
+    @property
+    def ready(self) -> bool:
+        """Whether the warm-up is over."""
+        return self.steps > 0 and self.steps >= self.config.warmup_steps
+
+    def updates_due(self, env_steps: int | None = None) -> int:
+        """``utd`` per step after the warm-up; the critic-only ones at its end."""
+        steps = self.steps if env_steps is None else env_steps
+        if not self.ready or steps < self.config.warmup_steps:
             return 0
-        earned = config.critic_updates + int((self.steps - config.warmup_steps) * config.utd)
+        earned = self.config.critic_updates + int((steps - self.config.warmup_steps) * self.config.utd)
         return max(0, earned - self.updates)
 
     def update(self) -> dict[str, Tensor]:
         """One critic update and, when its turn has come, one actor update."""
         config = self.config
-        batch = self._batch()
-        features = self.features(batch["observation"])
-        actions = self.box.normalize(batch["action"])
+        if not self.updates:
+            self._fit_normalizer()
+        batch = self.experience.batch(
+            config.batch_size,
+            config.demonstration_share,
+            config.anchor_share,
+            config.n_step,
+            config.gamma,
+            self.generator,
+        )
+        # y = r + gamma^m Q'(s', a')
         with torch.no_grad():
-            target = self._target(batch)
-        values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1)  # [E, B]
-        critic_loss = (values - target).pow(2).mean(1).sum()
-        self._step(self.critic_optimizer, self.critic, critic_loss)
-        metrics = {"critic_loss": critic_loss.detach() / config.critics, "q": values.detach().mean()}
+            following = self.encoder(batch["next_observation"], True, self.generator)
+            noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
+            members = torch.randperm(config.critics, generator=self.generator, device=self.device)[: config.subset]
+            target = self._target_fn(
+                following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
+            )
+        # critics to y, on the executed action
+        features = self.encoder(batch["observation"], True, self.generator)
+        loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
+        self._step(self.critic_optimizer, loss)
+        metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
         self.updates += 1
+        # actor up the mean critic
         if self.updates > config.critic_updates and self.updates % config.actor_every == 0:
-            metrics |= self._update_actor(features, batch["base_action"][:, :1])
+            metrics |= self._update_actor(features.detach(), batch["base_action"])
         polyak(self.target_critic, self.critic, config.tau)
-        if self.updates % 50 == 0 and not torch.isfinite(critic_loss):
-            raise NonFiniteError(f"critic loss is {critic_loss.item()} at update {self.updates}")
+        # A look at the loss makes a GPU wait, so there it is taken now and then.
+        if (self.device.type == "cpu" or self.updates % 50 == 0) and not torch.isfinite(loss):
+            raise NonFiniteError(f"critic loss is {loss.item()} at update {self.updates}")
         return metrics
 
-    def _target(self, batch: TensorDict) -> Tensor:
-        """y [B]: the acting rule (edit, then choose) at the bootstrap state, under target critics."""
-        config = self.config
-        features = self.features(batch["next_observation"])
-        base = batch["next_base_action"]
-        correction = self.actor(features, self.box.normalize(base))
-        noise = torch.randn(correction.shape, generator=self.generator) * config.target_noise
-        correction = (correction + noise.clamp(-2 * config.target_noise, 2 * config.target_noise)).clamp(-1, 1)
-        edited = self.box.clip(base + self.box.half * self.policy.scale * correction)
-        action = select(features, base, edited, self.box, self._target_value, config.gate)
-        members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
-        values = self._ensemble(self.target_critic, features, self.box.normalize(action)[:, None])
-        worst = values[members].amin(0).squeeze(-1)
-        if config.clip_target:
-            worst = worst.clamp(0.0, 1.0)
-        return batch["reward"] + batch["discount"] * worst
+    def _target(
+        self, features: Tensor, base: Tensor, reward: Tensor, discount: Tensor, noise: Tensor, members: Tensor
+    ) -> Tensor:
+        """y [B] for the acting rule at the bootstrap state: edit every candidate, let the critic choose."""
+        correction = (self.actor(features, self.box.normalize(base)) + noise).clamp(-1, 1)
+        edited = self.box.clip(base + self.box.half * self.scale * correction)
+        options = torch.cat([self.box.clip(base), edited], dim=1) if self.config.gate else edited
+        values = critic_values(self.target_critic, features, self.box.normalize(options), members)
+        y = reward + discount * values.amin(0).amax(1)
+        return y.clamp(0.0, 1.0) if self.config.clip_target else y
 
-    def _target_value(self, features: Tensor, actions: Tensor) -> Tensor:
-        return self._ensemble(self.target_critic, features, actions).mean(0)
+    def _critic_loss(self, features: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1)  # [E, B]
+        return (values - target).square().mean(1).sum(), values.detach().mean()
 
     def _update_actor(self, features: Tensor, base: Tensor) -> dict[str, Tensor]:
-        """Up the mean critic of base + correction (no clip in the way of the gradient)."""
+        if base.shape[1] > 1:  # any candidate may be edited: one at random for each state
+            pick = torch.randint(base.shape[1], (len(base),), generator=self.generator, device=self.device)
+            base = base[torch.arange(len(base), device=self.device), pick][:, None]
+        self.critic.requires_grad_(False)
+        loss, size = self._actor_loss_fn(features, base)
+        self._step(self.actor_optimizer, loss)
+        self.critic.requires_grad_(True)
+        return {"actor_loss": loss.detach(), "residual": size}
+
+    def _actor_loss(self, features: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """-mean Q(s, clip(base + correction)), the gradient passing through the clip.
+
+        A base at the box's edge would otherwise pin a correction that once pointed outward for ever.
+        """
         normal = self.box.normalize(base)
         correction = self.actor(features, normal)
-        edited = normal + self.policy.scale * correction
-        self.critic.requires_grad_(False)
-        value = self.value(features, edited.clamp(-1, 1) + (edited - edited.detach()) * 0)
-        loss = -value.mean() + self.config.action_penalty * correction.pow(2).mean()
-        self._step(self.actor_optimizer, self.actor, loss)
-        self.critic.requires_grad_(True)
-        return {"actor_loss": loss.detach(), "residual": correction.detach().abs().mean()}
+        edited = normal + self.scale * correction
+        clipped = edited + (edited.clamp(-1, 1) - edited).detach()
+        loss = -critic_values(self.critic, features, clipped).mean()
+        if self.config.action_penalty:
+            loss = loss + self.config.action_penalty * correction.square().mean()
+        return loss, correction.detach().abs().mean()
 
-    def _step(self, optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
+    def _normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip, foreach=True)
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.grad_clip, foreach=True)
         optimizer.step()
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
     def _modules(self) -> dict[str, nn.Module]:
         return {
+            "encoder": self.encoder,
             "actor": self.actor,
             "critic": self.critic,
             "target_critic": self.target_critic,
-            "normalizer": self.normalizer,
         }
 
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"learning": self.generator, "acting": self.acting_generator}
+
     def save(self, folder: Path, *, replay: bool = True) -> None:
-        """Networks, optimisers, generator, counters and (``replay``) both buffers; safetensors + JSON only."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{n}.{k}": v.contiguous() for n, m in self._modules().items() for k, v in m.state_dict().items()}
-        for name, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{name}.{index}.{k}": v.contiguous() for k, v in state.items()}
-        tensors["generator"] = self.generator.get_state()
-        save_file(tensors, folder / "algorithm.safetensors")
+        """Networks, optimisers, generators, counters and (``replay``) all buffers; safetensors + JSON only.
+
+        Raises:
+            NonFiniteError: a weight is not finite; nothing is written.
+            UserError: no space left.
+        """
         counters = {"steps": self.steps, "updates": self.updates, "config": asdict(self.config)}
-        (folder / "algorithm.json").write_text(json.dumps(counters, indent=2))
+        save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
         if replay:
-            self.replay.save(folder / "online")
-            self.demonstrations.save(folder / "demonstrations")
+            self.experience.save(folder / "replay")
 
     def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote.
 
         Raises:
-            UserError: network shapes differ from this configuration's.
+            UserError: missing or truncated files, or shapes that differ from this configuration's.
         """
-        tensors = load_file(folder / "algorithm.safetensors")
-        for name, module in self._modules().items():
-            part = {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
-            try:
-                module.load_state_dict(part)
-            except RuntimeError as error:
-                raise UserError(f"{folder}: {name} does not fit this configuration ({str(error).splitlines()[-1].strip()})") from error
-        for name, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
-            prefix = f"optimizer.{name}."
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(prefix):
-                    index, field_name = key[len(prefix) :].split(".", 1)
-                    state.setdefault(int(index), {})[field_name] = value
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        self.generator.set_state(tensors["generator"])
-        counters = json.loads((folder / "algorithm.json").read_text())
+        counters = load_learner(folder, self._modules(), self._optimizers(), self._generators())
         self.steps, self.updates = counters["steps"], counters["updates"]
         if replay:
-            self.replay.load(folder / "online")
-            self.demonstrations.load(folder / "demonstrations")
+            self.experience.load(folder / "replay")
         self._set_phase()
-
-
-def make(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> ResidualTD3:
-    """The algorithm from configuration keys; unknown keys fail with the nearest field."""
-    from vla_rl.config import typed
-
-    return ResidualTD3(typed(ResidualTD3Config, settings), base, env_spec, num_envs)

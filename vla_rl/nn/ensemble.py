@@ -3,71 +3,81 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-
-class EnsembleLinear(nn.Module):
-    """E independent linear layers: [E, B, I] -> [E, B, O]."""
-
-    def __init__(self, members: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[E, B, I] -> [E, B, O]."""
-        return torch.baddbmm(self.bias, x, self.weight)
-
-
-class EnsembleNorm(nn.Module):
-    """E independent layer norms over the last dimension of [E, B, D]."""
-
-    def __init__(self, members: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(members, 1, width))
-        self.bias = nn.Parameter(torch.zeros(members, 1, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[E, B, D] -> [E, B, D]."""
-        normal = nn.functional.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(self.bias, normal, self.weight)
+from torch.nn import functional
 
 
 class EnsembleMLP(nn.Module):
-    """E independent MLPs with layer norm and ReLU (layer norm is what keeps a critic sane off-policy).
+    """E independent MLPs with layer norm and ReLU (layer norm is what keeps an off-policy critic sane).
 
     Args:
         members: E.
-        inputs: width of the input.
+        inputs: I, width of the input.
         hidden: widths of the hidden layers.
-        outputs: width of the output.
+        outputs: O, width of the output.
+        layer_norm: False only for ablations.
     """
 
-    def __init__(self, members: int, inputs: int, hidden: tuple[int, ...], outputs: int = 1) -> None:
+    def __init__(
+        self, members: int, inputs: int, hidden: Sequence[int], outputs: int = 1, *, layer_norm: bool = True
+    ) -> None:
         super().__init__()
-        self.members = members
-        layers: list[nn.Module] = []
-        width = inputs
-        for size in hidden:
-            layers += [EnsembleLinear(members, width, size), EnsembleNorm(members, size), nn.ReLU(inplace=True)]
-            width = size
-        layers.append(EnsembleLinear(members, width, outputs))
-        self.net = nn.Sequential(*layers)
+        self.members, self.layer_norm = members, layer_norm
+        sizes = [inputs, *hidden, outputs]
+        bounds = [1 / math.sqrt(i) for i in sizes[:-1]]  # nn.Linear's own
+        pairs = list(zip(sizes[:-1], sizes[1:], bounds, strict=True))
+        self.weights = nn.ParameterList([torch.empty(members, i, o).uniform_(-b, b) for i, o, b in pairs])
+        self.biases = nn.ParameterList([torch.empty(members, 1, o).uniform_(-b, b) for _, o, b in pairs])
+        scales = hidden if layer_norm else ()
+        self.scales = nn.ParameterList([torch.ones(members, 1, h) for h in scales])
+        self.shifts = nn.ParameterList([torch.zeros(members, 1, h) for h in scales])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, I], shared by all members -> [E, B, O]."""
-        return self.net(x.expand(self.members, *x.shape))
+    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
+        """Values of all members, or of a subset (nothing is computed for the others).
+
+        Args:
+            x: [B, I], shared by all members.
+            members: [e] int64 indices; None = all.
+
+        Returns:
+            [E or e, B, O].
+        """
+
+        def pick(parameter: Tensor) -> Tensor:
+            return parameter if members is None else parameter[members]
+
+        last = len(self.weights) - 1
+        count = self.members if members is None else len(members)
+        x = x.expand(count, *x.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(pick(bias), x, pick(weight))
+            if layer < last:
+                if self.layer_norm:
+                    x = functional.layer_norm(x, x.shape[-1:])
+                    x = torch.addcmul(pick(self.shifts[layer]), x, pick(self.scales[layer]))
+                x = functional.relu(x, inplace=True)
+        return x
 
 
-def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, *, zero_last: bool = False) -> nn.Sequential:
+def mlp(
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    zero_last: bool = False,
+    layer_norm: bool = True,
+) -> nn.Sequential:
     """An MLP with layer norm and ReLU; ``zero_last`` makes its first output exactly zero."""
     layers: list[nn.Module] = []
     width = inputs
     for size in hidden:
-        layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(width, size))
+        if layer_norm:
+            layers.append(nn.LayerNorm(size))
+        layers.append(nn.ReLU(inplace=True))
         width = size
     last = nn.Linear(width, outputs)
     if zero_last:
@@ -78,5 +88,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, *, zero_last: bool =
 
 @torch.no_grad()
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, all parameters in one fused call."""
+    """target <- (1 - tau) target + tau source, all parameters in one fused call; buffers are copied."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)

@@ -1,0 +1,103 @@
+"""Learner state on disk: safetensors + JSON, each file written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_rl.errors import NonFiniteError, UserError
+
+TENSORS = "algorithm.safetensors"
+COUNTERS = "algorithm.json"
+
+
+def save_learner(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    generators: Mapping[str, torch.Generator],
+    counters: Mapping[str, Any],
+) -> None:
+    """Write everything that a learner needs to continue bit for bit, apart from replay.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite; nothing is written.
+        UserError: the disk is full or not writable.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise NonFiniteError(f"{key} is not finite: checkpoint not written")
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in state.items()}
+    tensors |= {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
+    # Two modules may share storage; safetensors wants every tensor its own.
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    temporary = folder / (TENSORS + ".tmp")
+    try:
+        save_file(tensors, temporary)
+        _settle(temporary, folder / TENSORS)
+        temporary = folder / (COUNTERS + ".tmp")
+        temporary.write_text(json.dumps(dict(counters), indent=2))
+        _settle(temporary, folder / COUNTERS)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
+        why = "no space left on the device: free some" if full else str(error).splitlines()[0]
+        raise UserError(f"cannot write checkpoint {folder}: {why}") from error
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def load_learner(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    generators: Mapping[str, torch.Generator],
+) -> dict[str, Any]:
+    """Read what ``save_learner`` wrote into the given objects; returns the counters.
+
+    Raises:
+        UserError: missing or truncated files, or shapes that differ from this configuration's.
+    """
+    try:
+        tensors = load_file(folder / TENSORS)
+        counters = json.loads((folder / COUNTERS).read_text())
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read checkpoint {folder} ({error}): resume from another one") from error
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(_part(tensors, f"module.{name}."))
+        except RuntimeError as error:
+            line = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder}: {name} does not fit this configuration ({line})") from error
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _part(tensors, f"optimizer.{name}.").items():
+            index, field = key.split(".", 1)
+            state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for name, generator in generators.items():
+        generator.set_state(tensors[f"generator.{name}"])
+    return counters
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
