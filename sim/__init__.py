@@ -1,0 +1,1 @@
+"""Simulators behind the environment contract: ManiSkill, robosuite, Meta-World, any gymnasium environment."""

@@ -1,0 +1,32 @@
+"""Success rates with honest intervals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a binomial rate (95 % by default); (0, 1) when nothing was tried."""
+    if n == 0:
+        return 0.0, 1.0
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _one(successes: Sequence[bool]) -> dict[str, Any]:
+    won, n = sum(map(bool, successes)), len(successes)
+    return {"successes": won, "episodes": n, "rate": won / n if n else 0.0, "wilson95": list(wilson(won, n))}
+
+
+def summary(successes: Sequence[bool], task_ids: Sequence[str]) -> dict[str, Any]:
+    """Success of all episodes and of each task: ``{"successes", "episodes", "rate", "wilson95", "per_task"}``."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for success, task in zip(successes, task_ids, strict=True):
+        groups[task].append(bool(success))
+    return _one(successes) | {"per_task": {task: _one(groups[task]) for task in sorted(groups)}}
