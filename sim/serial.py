@@ -1,0 +1,149 @@
+"""Rows in this process, and the bookkeeping that the process version (``sim.vector``) shares."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.base import SimEnv
+from sim.shared_memory import Block, Layout
+from vla_rl.environment import EnvSpec, Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
+from vla_rl.errors import UserError
+
+Step = tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]
+
+
+def load_adapter(adapter: str) -> Any:
+    """The class named by ``module:Class``.
+
+    Raises:
+        UserError: no such module or class.
+    """
+    module, _, name = adapter.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"env.adapter={adapter}: {error}; it must be module:Class") from error
+
+
+def merge_specs(specs: Sequence[EnvSpec]) -> EnvSpec:
+    """One spec for rows of several tasks, which must agree on dimensions, cameras and rate."""
+    first = specs[0]
+    for spec in specs[1:]:
+        for name in ("state_dim", "env_state_dim", "action_low", "action_high", "cameras", "rate_hz"):
+            if getattr(spec, name) != getattr(first, name):
+                raise UserError(
+                    f"env.ids mixes {first.id} and {spec.id}, whose {name} differ "
+                    f"({getattr(first, name)} and {getattr(spec, name)}): run them one at a time"
+                )
+    unique = list(dict.fromkeys(s.id for s in specs))
+    tasks = tuple(dict.fromkeys(t for s in specs for t in s.tasks))
+    limit = max(s.max_episode_steps for s in specs)
+    return replace(first, id="+".join(unique), tasks=tasks, max_episode_steps=limit)
+
+
+class BatchedEnv(VlaVectorEnv):
+    """Bookkeeping of B rows around a ``Block`` of arrays; subclasses fill the block."""
+
+    block: Block
+
+    def _set_up(self, rows: list[str], spec: EnvSpec) -> None:
+        self._ids = rows
+        self.closed = False
+        self.set_spaces(spec, len(rows))
+        self._finished = np.ones(len(rows), dtype=bool)
+        self._tasks = [""] * len(rows)
+
+    def task_ids(self) -> list[str]:
+        """Id of each row's task."""
+        return list(self._ids)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(f"environment {self.env_spec.id} is closed")
+
+    def _observation(self) -> Observation:
+        out: Observation = {k: torch.from_numpy(v.copy()) for k, v in self.block.observations.items()}
+        out["task"] = list(self._tasks)
+        return out
+
+    def _begin_step(self, action: Any) -> None:
+        self._check_open()
+        checked = checked_action(action, self.env_spec, self.num_envs)
+        if self._finished.any():
+            rows = np.flatnonzero(self._finished).tolist()
+            raise RuntimeError(f"rows {rows} have finished: reset them (options={{'reset_mask': ...}}) before step")
+        self.block.action[:] = checked.numpy()
+
+    def _end_step(self, restarted: np.ndarray | None = None) -> Step:
+        block = self.block
+        self._finished = block.terminated | block.truncated
+        info: dict[str, Any] = {"success": torch.from_numpy(block.success.copy())}
+        if restarted is not None and restarted.any():
+            info["worker_restarted"] = torch.from_numpy(restarted)
+        return (
+            self._observation(),
+            torch.from_numpy(block.reward.copy()),
+            torch.from_numpy(block.terminated.copy()),
+            torch.from_numpy(block.truncated.copy()),
+            info,
+        )
+
+    def _rows(self, rows: Any) -> list[int]:
+        self._check_open()
+        wanted = list(range(self.num_envs)) if rows is None else [int(r) for r in rows]
+        if any(not 0 <= r < self.num_envs for r in wanted):
+            raise IndexError(f"look at rows {wanted}: there are {self.num_envs}")
+        return wanted
+
+    def _images(self, rows: list[int]) -> dict[str, Tensor]:
+        return {k: torch.from_numpy(v[rows]) for k, v in self.block.images.items()}
+
+
+class SerialVectorEnv(BatchedEnv):
+    """Every row in this process; for debugging and for fast simulators."""
+
+    def __init__(self, adapter: str, rows: list[str], kwargs: dict[str, Any]) -> None:
+        factory = load_adapter(adapter)
+        self.closed = True  # until it is complete: gymnasium's destructor asks
+        self.envs: list[SimEnv] = [factory(id, **kwargs) for id in rows]
+        spec = merge_specs([e.spec for e in self.envs])
+        self.block = Block(Layout.of(spec, len(rows)))
+        self._set_up(rows, spec)
+
+    def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        self._check_open()
+        seeds, mask = row_seeds(seed, self.num_envs), row_mask(options, self.num_envs)
+        for row in np.flatnonzero(mask):
+            observation, self._tasks[row] = self.envs[row].reset(seeds[row])
+            self.block.write_observation(row, observation)
+        self._finished[mask] = False
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Step:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        self._begin_step(action)
+        for row, env in enumerate(self.envs):
+            self.block.write_step(row, *env.step(self.block.action[row]))
+        return self._end_step()
+
+    def look(self, rows: Any = None) -> dict[str, Tensor]:
+        """See ``VlaVectorEnv``."""
+        rows = self._rows(rows)
+        for row in rows:
+            self.block.write_images(row, self.envs[row].look())
+        return self._images(rows)
+
+    def close(self, **_: Any) -> None:
+        """Free the simulators; safe to call twice."""
+        self.closed = True
+        envs, self.envs = self.envs, []
+        for env in envs:
+            env.close()

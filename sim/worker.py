@@ -1,0 +1,186 @@
+"""One simulator process: its life (``_work``) and the parent's handle on it (``Worker``)."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from sim.base import SimEnv
+from sim.serial import load_adapter
+from sim.shared_memory import Block
+from vla_rl.errors import UserError
+
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
+    "OMP_WAIT_POLICY": "PASSIVE"
+}
+
+
+class WorkerLost(Exception):
+    """The process died, or has been silent for too long."""
+
+
+def _work(pipe: Connection, adapter: str, ids: list[str], first: int, kwargs: dict[str, Any]) -> None:
+    """A worker's life: build its rows, then obey until told to stop or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes us
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    envs: list[SimEnv] = []
+    try:
+        envs += [load_adapter(adapter)(id, **kwargs) for id in ids]
+        pipe.send((0, "ok", [env.spec for env in envs]))
+        _serve(pipe, envs, first)
+        for env in envs:
+            env.close()
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+    except Exception as error:
+        _report(pipe, 0, error)
+    finally:
+        # SAPIEN's and EGL's destructors may crash at interpreter exit, after all work is done.
+        os._exit(0)
+
+
+def _serve(pipe: Connection, envs: list[SimEnv], first: int) -> None:
+    block: Block | None = None
+    while True:
+        number, command, payload = pipe.recv()
+        if command == "close":
+            return
+        try:
+            if command == "attach":
+                block, answer = Block(*payload), None
+            else:
+                assert block is not None, "not attached"
+                answer = _obey(command, payload, envs, first, block)
+        except Exception as error:  # told to the parent, which raises it there
+            _report(pipe, number, error)
+        else:
+            pipe.send((number, "ok", answer))
+
+
+def _obey(command: str, payload: Any, envs: list[SimEnv], first: int, block: Block) -> Any:
+    if command == "step":
+        for row in payload:
+            block.write_step(row, *envs[row - first].step(block.action[row]))
+        return None
+    if command == "look":
+        for row in payload:
+            block.write_images(row, envs[row - first].look())
+        return None
+    tasks: dict[int, str] = {}
+    for row, seed in payload:
+        observation, tasks[row] = envs[row - first].reset(seed)
+        block.write_observation(row, observation)
+    return tasks
+
+
+def _report(pipe: Connection, number: int, error: Exception) -> None:
+    text = f"{type(error).__name__}: {error}"
+    answer = str(error) if isinstance(error, UserError) else (text, traceback.format_exc())
+    try:
+        pipe.send((number, "user" if isinstance(error, UserError) else "error", answer))
+    except OSError:
+        pass
+
+
+def _die_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+class Worker:
+    """One process and the rows it plays: ``ids`` from row ``first`` on.
+
+    Commands are numbered, so that an answer nobody waited for (the parent was interrupted) is not taken for
+    the next one's.
+    """
+
+    def __init__(
+        self, adapter: str, ids: list[str], first: int, kwargs: dict[str, Any], timeout_s: float
+    ) -> None:
+        self.rows = range(first, first + len(ids))
+        self.ids, self.timeout_s = ids, timeout_s
+        self._arguments = (adapter, ids, first, kwargs)
+        self.start()
+
+    def start(self) -> None:
+        """Begin (again); the first answer is the list of specs."""
+        context = mp.get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.number = 0
+        self.process = context.Process(target=_work, args=(child, *self._arguments), daemon=True)
+        with _environment(ONE_THREAD):
+            self.process.start()
+        child.close()
+
+    def send(self, command: str, payload: Any = None) -> None:
+        """Tell it to do something; a dead worker is found out in ``receive``."""
+        self.number += 1
+        try:
+            self.pipe.send((self.number, command, payload))
+        except OSError:
+            pass
+
+    def receive(self) -> Any:
+        """The answer to the last command.
+
+        Raises:
+            WorkerLost: it died or hangs.
+            UserError: as raised in the worker.
+            RuntimeError: any other error in the worker, with its traceback as a note.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            if not self.pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise WorkerLost(f"gave no answer for {self.timeout_s:g} s")
+            try:
+                number, kind, answer = self.pipe.recv()
+            except (EOFError, OSError) as error:
+                self.process.join(5)
+                raise WorkerLost(f"died with exit code {self.process.exitcode}") from error
+            if number == self.number:
+                break
+        if kind == "user":
+            raise UserError(answer)
+        if kind == "error":
+            error = RuntimeError(f"simulator of rows {list(self.rows)} ({', '.join(self.ids)}): {answer[0]}")
+            error.add_note("In the worker process:\n" + answer[1])
+            raise error
+        return answer
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.join(5)
+        self.pipe.close()
+
+    def stop(self, seconds: float = 2.0) -> None:
+        """Wait for it to end after ``send("close")``, then insist."""
+        self.process.join(seconds)
+        self.kill()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Any:
+    """Environment variables for a child: thread pools read them when numpy and torch are imported."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
