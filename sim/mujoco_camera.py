@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class LeanCameras:
         """
         if self.renderer is None:
             self.renderer = self._renderer()
+            weakref.finalize(self, self.renderer.close)  # at exit, while EGL's functions still exist
         out = {}
         for name in self.names:
             self.renderer.update_scene(data, name, self.option)

@@ -1,0 +1,162 @@
+"""robosuite 1.4.1 tasks with a Panda under robomimic's operational-space control, and lazy lean cameras.
+
+``RobosuiteEnv.step`` runs robosuite's control law and MuJoCo's own physics steps, without the observables that
+stock robosuite refreshes at each of the 25 physics steps and without evaluating the dynamics three times in each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sim.robosuite_control import PandaControl
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE, image_key
+
+TASKS = {
+    # name: (robosuite's name, what a person would say, time limit in control steps at 20 Hz)
+    "Lift": ("Lift", "lift the red cube", 150),
+    "Can": ("PickPlaceCan", "put the can into its bin", 300),
+    "Milk": ("PickPlaceMilk", "put the milk carton into its bin", 300),
+    "Bread": ("PickPlaceBread", "put the bread into its bin", 300),
+    "Cereal": ("PickPlaceCereal", "put the cereal box into its bin", 300),
+    "Square": ("NutAssemblySquare", "put the square nut on the square peg", 300),
+    "Round": ("NutAssemblyRound", "put the round nut on the round peg", 300),
+    "Stack": ("Stack", "stack the red cube on the green cube", 250),
+    "Door": ("Door", "open the door", 300),
+}
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """robosuite draws from numpy's global generator; leave that as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+class RobosuiteEnv:
+    """One robosuite task (see ``sim.base.SimEnv``).
+
+    ``observation.state`` [9]: end-effector position (m), its quaternion (xyzw), finger joints (m).
+    ``observation.environment_state``: robosuite's ``object-state``. Action [7]: translation (1 = 5 cm) and rotation
+    vector (1 = 0.5 rad) of the end effector, gripper (1 shuts), all in -1 ... 1; clipped. Placement and the arm's
+    initial pose are a function of the seed; sizes of objects are fixed (stock Lift redraws its cube's by 2 mm).
+
+    Args:
+        id: a name of ``TASKS``; robosuite's own names (``PickPlaceCan``) too.
+        image_size: height and width of every camera in pixels.
+        cameras: ``agentview``, ``frontview``, ``birdview``, ``sideview``, ``robot0_eye_in_hand``.
+        control_freq: control steps per second.
+        max_episode_steps: time limit; None = the task's own.
+
+    Raises:
+        UserError: unknown id (nearest named) or camera.
+    """
+
+    def __init__(
+        self,
+        id: str = "Lift",
+        *,
+        image_size: int = 96,
+        cameras: tuple[str, ...] | list[str] = ("agentview",),
+        control_freq: int = 20,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        name = {stock: short for short, (stock, *_) in TASKS.items()}.get(id, id)
+        if name not in TASKS:
+            near = ", ".join(difflib.get_close_matches(id, TASKS, 3, 0.4)) or "one of " + ", ".join(TASKS)
+            raise UserError(f"unknown robosuite environment {id}: did you mean {near}?")
+        stock, self.instruction, limit = TASKS[name]
+        limit = max_episode_steps or limit
+        if limit < 1 or control_freq < 1:
+            raise UserError("env.max_episode_steps and env.control_freq need at least 1")
+        importlib.import_module("sim.rendering").setup_mujoco()
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        import mujoco
+        import robosuite
+
+        from sim.mujoco_camera import LeanCameras
+
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # robosuite lowers it on import
+        self._mujoco = mujoco
+        with _global_seed(0):  # the model's own random sizes, the same in every process
+            self.env: Any = robosuite.make(
+                stock,
+                robots="Panda",
+                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                use_object_obs=True,
+                reward_shaping=False,
+                control_freq=control_freq,
+                horizon=limit,
+                ignore_done=True,
+                hard_reset=False,
+            )
+        sim = self.env.sim
+        self.model, self.data = sim.model._model, sim.data._data
+        self.substeps = int(self.env.control_timestep / self.env.model_timestep)
+        self.control = PandaControl(self.env)
+        self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,))
+        self.steps = 0
+        self.spec = EnvSpec(
+            id=name,
+            state_dim=9,
+            env_state_dim=len(self._observe()[ENV_STATE]),
+            action_low=(-1.0,) * 7,
+            action_high=(1.0,) * 7,
+            cameras={image_key(camera): (image_size, image_size) for camera in cameras},
+            tasks=(self.instruction,),
+            max_episode_steps=limit,
+            rate_hz=float(control_freq),
+            state_names=("eef_x", "eef_y", "eef_z", "eef_qx", "eef_qy", "eef_qz", "eef_qw", "finger1", "finger2"),
+            action_names=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"),
+        )
+
+    def reset(self, seed: int | None) -> tuple[dict[str, np.ndarray], str]:
+        """Begin the episode of ``seed`` (None: a random one)."""
+        with _global_seed(int(np.random.randint(2**31)) if seed is None else int(seed)):
+            self.env.reset()
+        self.control = PandaControl(self.env)
+        self.steps = 0
+        return self._observe(), self.instruction
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
+        """One control step."""
+        action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        model, data, control = self.model, self.data, self.control
+        for i in range(self.substeps):
+            self._mujoco.mj_step1(model, data)
+            control.apply(action, new=i == 0)
+            self._mujoco.mj_step2(model, data)
+        self._mujoco.mj_forward(model, data)
+        self.steps += 1
+        success = bool(self.env._check_success())
+        truncated = self.steps >= self.spec.max_episode_steps and not success
+        return self._observe(), float(success), success, truncated, success
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Render the cameras now."""
+        return {image_key(name): picture for name, picture in self.cameras.look(self.data).items()}
+
+    def close(self) -> None:
+        """Free the renderer and the scene."""
+        self.cameras.close()
+        self.env.close()
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        values = self.env._get_observations(force_update=True)
+        state = np.concatenate([values[f"robot0_{k}"] for k in ("eef_pos", "eef_quat", "gripper_qpos")])
+        return {STATE: state.astype(np.float32), ENV_STATE: values["object-state"].astype(np.float32)}
