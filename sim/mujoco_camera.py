@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +12,23 @@ from typing import Any
 import numpy as np
 
 from vla_rl.errors import UserError
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def close_at_exit(thing: Any) -> None:
+    """Call ``thing.close()`` when the interpreter ends, if it still lives; call this after its first picture.
+
+    MuJoCo's EGL module ends the display in an exit handler of its own; ours, registered later, runs before it.
+    """
+    if not _open:
+        atexit.register(_close_all)
+    _open.add(thing)
+
+
+def _close_all() -> None:
+    for thing in list(_open):
+        thing.close()
 
 
 class LeanCameras:
@@ -50,7 +70,7 @@ class LeanCameras:
         """
         if self.renderer is None:
             self.renderer = self._renderer()
-            weakref.finalize(self, self.renderer.close)  # at exit, while EGL's functions still exist
+            close_at_exit(self)
         out = {}
         for name in self.names:
             self.renderer.update_scene(data, name, self.option)
@@ -59,12 +79,14 @@ class LeanCameras:
 
     def _renderer(self) -> Any:
         import mujoco
+        from mujoco import gl_context
 
+        if os.environ.get("MUJOCO_GL") != getattr(gl_context, "_MUJOCO_GL", None):
+            # Somebody imported mujoco before setup_mujoco() chose the backend, which is read at import.
+            importlib.reload(gl_context)
         try:
             renderer = mujoco.Renderer(self.model, self.size, self.size)
         except Exception as error:  # PyOpenGL and MuJoCo raise a dozen kinds
-            import os
-
             backend = os.environ.get("MUJOCO_GL", "unset")
             raise UserError(
                 f"MuJoCo cannot render off screen (MUJOCO_GL={backend}: {error}): install libegl1 or libosmesa6, "
