@@ -10,6 +10,8 @@ from typing import Any
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a binomial rate (95 % by default); (0, 1) when nothing was tried."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} tries")
     if n == 0:
         return 0.0, 1.0
     rate = successes / n

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
-from vla_rl.report.plots import interval_bars, line_plot
+from vla_rl.report.plots import HEIGHT, SMALL, WIDTH, Mark, Point, interval_bars, line_plot
+from vla_rl.runtime.metrics import plain, write_text
+from vla_rl.runtime.versions import machine
 
 JSON_KEYS = (
     "base",
@@ -22,132 +27,242 @@ JSON_KEYS = (
     "versions",
 )
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--page:#fff;--card:#f6f8fa;--line:#d1d9e0;--a:#0969da;--b:#1a7f37;--c:#9a6700}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--page:#0d1117;--card:#151b23;--line:#3d444d;--a:#4493f8;--b:#3fb950;--c:#d29922}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;padding:2rem 1rem 4rem;max-width:60rem}
-h1{font-size:1.7rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}p.lead{font-size:1.1rem}
-.soft{color:var(--soft)}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.7rem}
-.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem}.card b{display:block;font-size:1.25rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}video{width:100%;border-radius:8px}
-svg{width:100%;height:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
-svg text{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line)}svg polyline{fill:none;stroke-width:2}
-svg .s0{stroke:var(--a)}svg .s1{stroke:var(--b)}svg .s2{stroke:var(--c)}svg .b0{fill:var(--c);opacity:.75}svg .b1{fill:var(--b);opacity:.8}
-svg .bar{stroke:var(--ink);stroke-width:2}svg circle{fill:var(--b);stroke:var(--page)}
-pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem;overflow:auto;font-size:13px}
-"""
+BIG_VIDEO = 24 << 20
+"""Bytes; a larger video is named, not embedded: browsers give up on such pages."""
+
+SIGNALS = {
+    "Value of the critic": {"mean value": "q", "mean target": "target"},
+    "Critic loss": {"critic loss": "critic_loss"},
+    "Actor loss": {"actor loss": "actor_loss"},
+    "Size of the correction (share of its bound)": {"mean correction": "residual"},
+}
+"""Plot -> line -> key in metrics.jsonl."""
+
+log = logging.getLogger("vla_rl.report")
 
 
 def write_report(run: Path, data: dict[str, Any]) -> Path:
-    """Write both files into the run folder; returns the HTML's path.
+    """Write both files into the run folder, each whole or not at all; returns the HTML's path.
 
     Args:
         run: run folder.
-        data: ``base`` and ``final`` success (see ``vla_rl.stats.summary``; either may be None), the keys of
-            report.json, and ``title``, ``curve``, ``evaluations``, ``metrics``, ``config``, ``videos``.
+        data: the keys of report.json (``base`` and ``final`` as ``vla_rl.stats.summary`` gives; either may be
+            None), and for the page ``title``, ``curve`` (rows of metrics.jsonl with ``success``), ``evaluations``
+            (``step``, ``seconds`` and a summary), ``metrics`` (all rows), ``config`` (YAML), ``videos`` (name ->
+            mp4), ``machine``. All but ``title`` may be missing.
     """
-    _atomic(run / "report.json", json.dumps({key: data.get(key) for key in JSON_KEYS}, indent=2) + "\n")
+    run = Path(run)
+    report = {key: plain(data.get(key)) for key in JSON_KEYS}
+    write_text(run / "report.json", json.dumps(report, indent=2) + "\n")
     page = run / "report.html"
-    _atomic(page, _page(data))
+    write_text(page, render(data))
     return page
 
 
-def _atomic(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _page(data: dict[str, Any]) -> str:
-    title = escape(f"{data['title']} - vla_rl report")
+def render(data: dict[str, Any]) -> str:
+    """The HTML page; see ``write_report``."""
+    # A summary that evaluated nothing says nothing.
+    data = data | {key: data[key] for key in ("base", "final") if (data.get(key) or {}).get("episodes")}
+    data = data | {key: None for key in ("base", "final") if not (data.get(key) or {}).get("episodes")}
     parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-        f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head><body><main>",
-        f"<h1>{escape(str(data['title']))}</h1>{_lead(data)}",
         _success(data),
         _videos(data.get("videos") or {}),
-        _curves(data),
-        _cards(data),
-        f"<h2>Configuration</h2><pre>{escape(data.get('config', ''))}</pre>",
-        _table("Versions", ["package", "version"], [[k, str(v)] for k, v in (data.get("versions") or {}).items()]),
-        "</main></body></html>",
+        _learning(data),
+        _cost(data),
+        _config(data.get("config")),
+        _pairs("Machine", data.get("machine") or machine()),
+        _pairs("Versions", data.get("versions") or {}),
     ]
-    return "".join(parts)
+    template = Template(files("vla_rl.report").joinpath("template.html").read_text(encoding="utf-8"))
+    body = "\n".join(part for part in parts if part)
+    return template.substitute(title=escape(str(data.get("title", "run"))), lead=_lead(data), body=body)
+
+
+def _section(title: str, content: str) -> str:
+    name = "".join(c if c.isalnum() else "-" for c in title.lower())
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{content}</section>'
 
 
 def _percent(part: dict[str, Any]) -> str:
     low, high = part["wilson95"]
-    return f"{100 * part['rate']:.1f} % ({part['successes']}/{part['episodes']}, 95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
+    return (
+        f"{100 * part['rate']:.1f} % ({part['successes']}/{part['episodes']}, "
+        f"95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
+    )
 
 
 def _lead(data: dict[str, Any]) -> str:
     base, final = data.get("base"), data.get("final")
     if base and final:
-        return f"<p class='lead'>Success went from <b>{_percent(base)}</b> to <b>{_percent(final)}</b>.</p>"
-    one = final or base
-    return f"<p class='lead'>Success <b>{_percent(one)}</b>.</p>" if one else ""
+        steps = data.get("env_steps")
+        after = f" after {steps:,} environment steps" if steps else ""
+        text = f"Success went from <b>{_percent(base)}</b> to <b>{_percent(final)}</b>{after}."
+        if not (final["wilson95"][0] > base["wilson95"][1] or final["wilson95"][1] < base["wilson95"][0]):
+            text += " The two intervals overlap: this many episodes do not show a difference."
+    elif final or base:
+        text = f"Success {'after' if final else 'before'} training: <b>{_percent(final or base or {})}</b>."
+    else:
+        text = "No evaluation was part of this run."
+    return f'<p class="lead">{text}</p>'
 
 
 def _success(data: dict[str, Any]) -> str:
     both = [(name, data[key]) for name, key in (("before", "base"), ("after", "final")) if data.get(key)]
     if not both:
         return ""
-    bars = interval_bars([(name, s["rate"], *s["wilson95"]) for name, s in both])
+    bars = interval_bars([(name, s["rate"], *s["wilson95"]) for name, s in both], "Success before and after")
     tasks = sorted({task for _, s in both for task in s.get("per_task", {})})
-    rows = [[task, *(_percent(s["per_task"][task]) if task in s["per_task"] else "-" for _, s in both)] for task in tasks]
-    return f"<h2>Success before and after</h2>{bars}" + _table("Per task", ["task", *(n for n, _ in both)], rows)
+    rows = []
+    for task in tasks:
+        parts = [s.get("per_task", {}).get(task) for _, s in both]
+        rows.append([task, *(_percent(part) if part else "-" for part in parts)])
+    note = '<p class="soft">Bars: share of episodes solved on fixed seeds. Lines: 95 % Wilson interval.</p>'
+    return _section(
+        "Success before and after", bars + note + _table("Per task", ["task", *(n for n, _ in both)], rows)
+    )
 
 
-def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
+def _table(caption: str, head: list[str], rows: list[list[str]], *, hidden: bool = False) -> str:
+    """A table; ``hidden``: its caption is for screen readers, because a heading says the same."""
     if not rows:
         return ""
-    header = "".join(f"<th scope='col'>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<h2>{escape(title)}</h2><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    header = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(c)}</td>" for c in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    # A focusable region: a wide table can be scrolled by keyboard.
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f"<caption{' class=hidden' if hidden else ''}>{escape(caption)}</caption>"
+        f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _pairs(title: str, values: dict[str, Any]) -> str:
+    rows = [[str(k), str(v)] for k, v in values.items()]
+    return _section(title, _table(title, ["what", "value"], rows, hidden=True)) if rows else ""
 
 
 def _videos(videos: dict[str, Path]) -> str:
     parts = []
     for name, path in videos.items():
-        content = base64.b64encode(Path(path).read_bytes()).decode()
+        path = Path(path)
+        if not path.is_file():
+            log.warning("%s is not there: the report goes without it", path)
+            continue
+        caption = f"{escape(name)} (green frame: success, red: failure)"
+        if path.stat().st_size > BIG_VIDEO:
+            parts.append(
+                f"<figure><figcaption>{caption}: see {escape(path.name)} in videos/</figcaption></figure>"
+            )
+            continue
+        content = base64.b64encode(path.read_bytes()).decode()
         parts.append(
-            f"<figure><figcaption class='soft'>{escape(name)} (green frame: success, red: failure)</figcaption>"
-            f"<video controls loop muted autoplay aria-label='rollouts {escape(name)} training'>"
-            f"<source type='video/mp4' src='data:video/mp4;base64,{content}'></video></figure>"
+            f"<figure><figcaption>{caption}</figcaption>"
+            f'<video controls loop muted autoplay playsinline aria-label="Episodes {escape(name)} training">'
+            f'<source type="video/mp4" src="data:video/mp4;base64,{content}"></video></figure>'
         )
-    return f"<h2>What it does</h2><div class='two'>{''.join(parts)}</div>" if parts else ""
+    return _section("What it does", f'<div class="two">{"".join(parts)}</div>') if parts else ""
 
 
-def _curves(data: dict[str, Any]) -> str:
-    curve = [(row["step"], row["success"]) for row in data.get("curve", [])]
-    marks = [(e["step"], e["rate"], *e["wilson95"]) for e in data.get("evaluations", [])]
-    if data.get("base"):
-        marks.insert(0, (0, data["base"]["rate"], *data["base"]["wilson95"]))
-    if data.get("final"):
-        marks.append((data.get("env_steps") or 0, data["final"]["rate"], *data["final"]["wilson95"]))
-    parts = [
-        "<h2>Learning</h2><p class='soft'>Line: success of the last 100 training episodes (with exploration). "
-        "Dots: evaluation without exploration, 95 % Wilson intervals.</p>",
-        line_plot("Success against environment steps", "environment steps", {"training": curve}, y_range=(0, 1), points=marks, percent=True),
+def _marks(data: dict[str, Any], scale: str) -> list[Mark]:
+    """Evaluations against ``step`` or against minutes of training."""
+    found = []
+    ends = (("base", 0, 0.0), ("final", data.get("env_steps") or 0, data.get("train_seconds") or 0.0))
+    summaries = [data[key] | {"step": step, "seconds": s} for key, step, s in ends if data.get(key)]
+    for part in [*summaries, *(data.get("evaluations") or [])]:
+        x = part.get("step") if scale == "step" else part.get("seconds")
+        if x is not None and part.get("episodes"):
+            found.append((x if scale == "step" else x / 60, part["rate"], *part["wilson95"]))
+    return sorted(found)
+
+
+def _line(rows: list[dict[str, Any]], key: str, x: str = "step") -> list[Point]:
+    points = [(r.get(x), r.get(key)) for r in rows]
+    kept = [(a, b) for a, b in points if isinstance(a, (int, float)) and isinstance(b, (int, float))]
+    scale = 60.0 if x == "seconds" else 1.0
+    return [(a / scale, float(b)) for a, b in kept]
+
+
+def _speed(rows: list[dict[str, Any]]) -> list[Point]:
+    """(step, environment steps per second since the row before)."""
+    timed = [r for r in rows if isinstance(r.get("seconds"), (int, float)) and "evaluation" not in r]
+    return [
+        (b["step"], (b["step"] - a["step"]) / (b["seconds"] - a["seconds"]))
+        for a, b in zip(timed, timed[1:], strict=False)
+        if b["seconds"] > a["seconds"] and b["step"] > a["step"]
     ]
-    minutes = [(row["seconds"] / 60, row["success"]) for row in data.get("curve", []) if "seconds" in row]
-    plots = [line_plot("Success against time", "minutes of training", {"training": minutes}, y_range=(0, 1), percent=True)]
-    for key, title in (("q", "Mean value of the critic"), ("critic_loss", "Critic loss"), ("residual", "Mean size of the correction (share of its bound)")):
-        line = [(row["step"], row[key]) for row in data.get("metrics", []) if key in row]
-        if line:
-            plots.append(f"<figure><figcaption>{title}</figcaption>{line_plot(title, 'environment steps', {key: line})}</figure>")
-    return "".join(parts) + "<div class='two'>" + "".join(plots) + "</div>"
 
 
-def _cards(data: dict[str, Any]) -> str:
-    minutes = lambda s: f"{s / 60:.1f} min"  # noqa: E731
-    cards = [
-        ("training", minutes(data.get("train_seconds") or 0)),
-        ("in all", minutes(data.get("wall_seconds") or 0)),
-        ("environment steps", f"{data.get('env_steps') or 0:,}"),
-        ("episodes", f"{data.get('episodes') or 0:,}"),
-        ("peak memory", f"{(data.get('peak_rss_mb') or 0) / 1024:.1f} GiB"),
-        ("seed", str(data.get("seed"))),
-    ]
-    return "<h2>Cost</h2><div class='cards'>" + "".join(f"<div class='card'><b>{escape(v)}</b>{escape(k)}</div>" for k, v in cards) + "</div>"
+def _learning(data: dict[str, Any]) -> str:
+    curve, rows = data.get("curve") or [], data.get("metrics") or []
+    if not rows and not curve:
+        return ""
+    main, timed = (
+        line_plot(
+            f"Success against {label}",
+            label,
+            {"training": _line(curve, "success", x)},
+            y_range=(0, 1),
+            points=_marks(data, x),
+            percent=True,
+            size=size,
+        )
+        for label, x, size in (
+            ("environment steps", "step", (WIDTH, HEIGHT)),
+            ("minutes of training", "seconds", SMALL),
+        )
+    )
+    rest = [("Success against time", timed)]
+    for title, lines in SIGNALS.items():
+        series = {name: _line(rows, key) for name, key in lines.items()}
+        rest.append((_titled(title, series), line_plot(title, "environment steps", series, size=SMALL)))
+    title = "Environment steps per second"
+    speed = {"steps per second": _speed(rows)}
+    rest.append((title, line_plot(title, "environment steps", speed, size=SMALL)))
+    note = (
+        '<p class="soft">Line: success of the last 100 training episodes (with exploration). '
+        "Dots: evaluation without exploration, with 95 % Wilson intervals.</p>"
+    )
+    figures = "".join(f"<figure><figcaption>{escape(t)}</figcaption>{svg}</figure>" for t, svg in rest if svg)
+    first = "<figure><figcaption>Success against environment steps</figcaption>" + main + "</figure>"
+    return _section("Learning", f'{first}{note}<div class="two">{figures}</div>')
+
+
+def _titled(title: str, series: dict[str, list[Point]]) -> str:
+    """The caption, with the lines' colours when there are several."""
+    names = [name for name, line in series.items() if line]
+    colours = ("blue", "green", "yellow")
+    legend = ", ".join(f"{colour}: {name}" for name, colour in zip(names, colours, strict=False))
+    return f"{title} ({legend})" if len(names) > 1 else title
+
+
+def _cost(data: dict[str, Any]) -> str:
+    def minutes(key: str) -> str:
+        return f"{(data.get(key) or 0) / 60:.1f} min"
+
+    seconds, steps = data.get("train_seconds") or 0, data.get("env_steps") or 0
+    cards = {
+        "training": minutes("train_seconds"),
+        "in all": minutes("wall_seconds"),
+        "environment steps": f"{steps:,}",
+        "steps per second": f"{steps / seconds:.0f}" if seconds else "-",
+        "episodes": f"{data.get('episodes') or 0:,}",
+        "peak memory": f"{(data.get('peak_rss_mb') or 0) / 1024:.1f} GiB",
+        "seed": str(data.get("seed", "-")),
+    }
+    items = "".join(f"<li><b>{escape(value)}</b>{escape(name)}</li>" for name, value in cards.items())
+    return _section("Cost", f'<ul class="cards">{items}</ul>')
+
+
+def _config(text: str | None) -> str:
+    if not text:
+        return ""
+    return _section(
+        "Configuration",
+        "<details><summary>All settings of this run (config.yaml)</summary>"
+        f'<pre tabindex="0" aria-label="config.yaml">{escape(text)}</pre></details>',
+    )

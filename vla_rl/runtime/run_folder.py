@@ -1,86 +1,145 @@
-"""The run folder: configuration, metrics and checkpoints that survive ``kill -9`` at any instant.
-
-A checkpoint is written under a temporary name, flushed to disk, listed in a manifest with sizes and checksums, and
-renamed; older ones are removed only after that.
-"""
+"""The run folder: configuration, metrics and checkpoints that survive ``kill -9`` at any instant."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
-import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import UserError
+from vla_rl.runtime import checkpoints as store
+from vla_rl.runtime.checkpoints import check_free_disk, verify_checkpoint
+from vla_rl.runtime.metrics import Sink, TensorBoard, Wandb, append_row, plain, read_metrics, truncate_rows
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-log = logging.getLogger("vla_rl.run")
+__all__ = ["RunFolder", "check_free_disk", "read_metrics", "verify_checkpoint"]
+
+NEED_MB = 512
+"""MiB that must be free before a run begins."""
+
+_open: set[Path] = set()
+"""Folders this process holds: a record lock does not keep a process from itself."""
 
 
 class RunFolder:
-    """``runs/<name>/``; use ``create`` or ``open``. Locked against a second process until ``close``."""
+    """``runs/<name>/``; use ``create`` or ``open``. Locked against a second user until ``close``.
+
+    Holds ``config.yaml``, ``metrics.jsonl``, ``log.txt``, ``checkpoints/<step>/``, ``videos/``, ``report.html`` and
+    ``report.json``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
-        self._lock = open(path / ".lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(f"{path} is in use by another process: wait for it, or choose another run.name") from error
+        self.videos = path / "videos"
+        self.sinks: list[Sink] = []
+        self._lock = _lock(path)
+        self._handlers = _log_to(path / "log.txt")
 
     @classmethod
-    def create(cls, root: Path, name: str, config_yaml: str) -> RunFolder:
+    def create(cls, root: Path, name: str, config_yaml: str, need_mb: int = NEED_MB) -> RunFolder:
         """A new folder.
 
         Raises:
-            UserError: it exists already, or cannot be made.
+            UserError: it exists already, cannot be made, or the disk is nearly full.
         """
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts or name.strip("./") == "":
+            raise UserError(f"run.name='{name}' is no folder name: use letters, digits, - and _")
         path = Path(root) / name
-        if path.exists():
-            raise UserError(f"{path} exists and is not overwritten: resume={path}, or choose another run.name")
+        exists = f"{path} exists and is not overwritten: resume={path}, or choose another run.name"
+        if os.path.lexists(path):
+            raise UserError(exists)
+        check_free_disk(path, need_mb)
+        # Made under another name: a kill in between must not leave a folder that can be neither used nor resumed.
+        temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
         try:
-            (path / "checkpoints").mkdir(parents=True)
-            (path / "config.yaml").write_text(config_yaml)
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / "checkpoints").mkdir(parents=True)
+            (temporary / "videos").mkdir()
+            (temporary / "config.yaml").write_text(config_yaml)
+            temporary.rename(path)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if os.path.lexists(path):
+                raise UserError(exists) from error
             raise UserError(f"cannot create {path}: {error.strerror}: choose another run.root") from error
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing folder, to resume it."""
+    def open(cls, path: Path, need_mb: int = NEED_MB) -> RunFolder:
+        """An existing folder, to resume it: what a kill left is tidied, metrics go back to the checkpoint's step.
+
+        Raises:
+            UserError: no run there, in use, nearly full disk, or it has checkpoints and none can be used.
+        """
         path = Path(path)
-        (path / "checkpoints").mkdir(exist_ok=True)
-        for leftover in (path / "checkpoints").glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        return cls(path)
+        if not (path / "config.yaml").is_file():
+            raise UserError(
+                f"{path} is no run folder (it would hold config.yaml): check the name after resume="
+            )
+        check_free_disk(path, need_mb)
+        run = cls(path)  # the lock first: another process may be writing what would be tidied away
+        try:
+            run.checkpoints.mkdir(exist_ok=True)
+            run.videos.mkdir(exist_ok=True)
+            store.recover(run.checkpoints)
+            newest = run.latest_checkpoint()
+            if newest is None and store.complete(run.checkpoints):
+                # Starting over here would throw away the run's metrics and, later, what could be rescued.
+                raise _unusable(path, store.complete(run.checkpoints)[0])
+            truncate_rows(run.metrics, store.step_of(newest) if newest else -1)
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     def close(self) -> None:
-        """Release the lock."""
-        self._lock.close()
+        """Release the lock, end the log and the other sinks; harmless twice."""
+        for sink in self.sinks:
+            sink.close()
+        self.sinks = []
+        for handler in self._handlers:
+            logging.getLogger("vla_rl").removeHandler(handler)
+            handler.close()
+        self._handlers = []
+        if not self._lock.closed:
+            self._lock.close()
+            _open.discard(self.path.resolve())
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # ---- metrics ----------------------------------------------------------------------------------------
 
+    def also_log_to(self, *, tensorboard: bool = False, wandb: str | None = None) -> None:
+        """Send metrics to TensorBoard files and, given a project's name, to wandb as well.
+
+        Raises:
+            UserError: the package that was asked for is not installed.
+        """
+        if tensorboard:
+            self.sinks.append(TensorBoard(self.path))
+        if wandb:
+            self.sinks.append(Wandb(self.path, wandb))
+
     def log(self, step: int, **values: Any) -> None:
-        """Append one line to ``metrics.jsonl``."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+        """Append one line to ``metrics.jsonl``; NaN and infinities are written as null."""
+        row = plain(values)
+        append_row(self.metrics, {"step": step} | row)
+        for sink in self.sinks:
+            sink.log(step, row)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after ``step`` (they belong to what a crash undid)."""
-        kept = [row for row in read_metrics(self.metrics) if row["step"] <= step]
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.metrics)
+        truncate_rows(self.metrics, step)
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
@@ -90,25 +149,7 @@ class RunFolder:
         Raises:
             UserError: no space left; earlier checkpoints are intact.
         """
-        final = self.checkpoints / f"{step:09d}"
-        temporary = self.checkpoints / f".tmp-{step:09d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            writer(temporary)
-            _write_manifest(temporary)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno == errno.ENOSPC:
-                raise UserError(f"no space left for a checkpoint in {self.path}: free some and resume={self.path}") from error
-            raise
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(self.checkpoints)
-        for old in sorted(self.checkpoints.glob("[0-9]*"))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        return final
+        return store.save(self.checkpoints, step, writer, keep)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are skipped with a warning."""
@@ -117,70 +158,64 @@ class RunFolder:
     @staticmethod
     def latest_in(run: Path) -> Path | None:
         """As ``latest_checkpoint``, without opening the run."""
-        for folder in sorted((run / "checkpoints").glob("[0-9]*"), reverse=True):
-            try:
-                verify_checkpoint(folder)
-                return folder
-            except UserError as error:
-                log.warning("%s; trying the one before", error)
-        return None
+        return store.latest(Path(run) / "checkpoints")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _unusable(run: Path, newest: Path) -> UserError:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        verify_checkpoint(newest)
+        why = str(newest)
+    except UserError as error:
+        why = str(error)
+    return UserError(f"{run} has no checkpoint that can be used, start a new run ({why})")
 
 
-def _crc(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    content = {
-        "format": FORMAT,
-        "files": {str(p.relative_to(folder)): [p.stat().st_size, _crc(p)] for p in files},
-    }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(content))
-    for path in [*files, manifest, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        _sync(path)
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Check format, sizes and checksums.
+def _lock(path: Path) -> Any:
+    """The run's lock file, held.
 
     Raises:
-        UserError: naming the file that is missing, truncated or changed, or the other format.
+        UserError: someone else holds it.
     """
+    key, busy = (
+        path.resolve(),
+        f"{path} is in use by another process: wait for it, or choose another run.name",
+    )
+    if key in _open:
+        raise UserError(busy)
     try:
-        content = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a complete checkpoint ({MANIFEST} is missing or broken)") from error
-    if content.get("format") != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {content.get('format')}, this version reads {FORMAT}")
-    for name, (size, crc) in content["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or truncated: use an earlier checkpoint")
-        if _crc(path) != crc:
-            raise UserError(f"{path} is damaged: use an earlier checkpoint")
+        file = open(path / ".lock", "a+")
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror}") from error
+    try:
+        # lockf, not flock: a simulator process forked from here must not keep the lock after a kill.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise UserError(busy.replace("process:", f"process ({holder}):") if holder else busy) from error
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+    _open.add(key)
+    return file
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.jsonl``; a torn last line is left out."""
-    rows = []
-    if path.is_file():
-        for text in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(text))
-            except ValueError:
-                continue
-    return rows
+def _log_to(path: Path) -> list[logging.Handler]:
+    """Send the package's log to ``path``; warnings still reach the terminal."""
+    logger = logging.getLogger("vla_rl")
+    handlers: list[logging.Handler] = []
+    if not logger.hasHandlers():
+        # A handler of our own silences logging's last resort, which prints warnings.
+        terminal = logging.StreamHandler()
+        terminal.setLevel(logging.WARNING)
+        handlers.append(terminal)
+    file = logging.FileHandler(path, encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers.append(file)
+    for handler in handlers:
+        logger.addHandler(handler)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    return handlers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "lerobot", "transformers", "mani_skill", "sapien", "robosuite", "metaworld", "mujoco")
-PACKAGES += ("gymnasium", "tensordict", "torchrl", "numpy")
+PACKAGES += ("gymnasium", "tensordict", "torchrl", "numpy", "hydra-core", "av")
 
 
 def versions() -> dict[str, str]:
@@ -26,6 +27,37 @@ def versions() -> dict[str, str]:
     found["cpu"] = f"{_cpu_model()} x {len(os.sched_getaffinity(0))}"
     commit = _commit()
     return found | ({"commit": commit} if commit else {})
+
+
+def machine() -> dict[str, str]:
+    """The hardware and system, in words: processor, cores, memory, graphics, operating system."""
+    import psutil
+
+    from vla_rl.runtime.threads import cpu_budget
+
+    found = {
+        "processor": _cpu_model(),
+        "cores": f"{cpu_budget()} usable of {os.cpu_count()}",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "system": f"{_system()}, Linux {platform.release()}",
+    }
+    gpu = _gpu()
+    return found | ({"graphics": gpu} if gpu else {"graphics": "no CUDA device"})
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")  # not imported for this alone: it takes seconds
+    if torch is None or not torch.cuda.is_available():
+        return None
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
 
 
 def _cpu_model() -> str:
@@ -65,6 +97,7 @@ class MemoryWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         while not self._stop.is_set():
