@@ -229,7 +229,7 @@ def _column(key: str, column: Any, feature: dict[str, Any]) -> np.ndarray:
 def decode_video(file: Path) -> Tensor:
     """All frames of a video, in order.
 
-    One sequential pass with PyAV (5,000-6,500 frames/s at 96 px on one core); seeking for every frame, as a
+    One sequential pass with PyAV (3,300-5,500 frames/s at 96 px on one core); seeking for every frame, as a
     shuffled data loader does, decodes each group of pictures again for every frame of it.
 
     Returns:
