@@ -1,16 +1,16 @@
 """Behaviour cloning of any LeRobot policy from LeRobotDatasets; the base that reinforcement learning improves.
 
-Frames are decoded once into RAM (decoding video at every step would dominate), statistics come from the data, and
-the processors are saved with the policy, so the result is a plain LeRobot policy folder.
+Frames are decoded once into RAM, statistics come from the data, and the processors are saved with the policy, so
+the result is a plain LeRobot policy folder.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ACTION, IMAGES, STATE, TASK
-from vla_rl.policies.nano import VLM_FOLDER, build_vlm, make_relative, smolvla_config
+from vla_rl.keys import ACTION, IMAGES
+from vla_rl.policies.lerobot_folder import first_line, local_folder, read_config, time_steps
+from vla_rl.policies.nano import VLM_FOLDER, nano_policy, save_policy, vlm_path
+from vla_rl.pretrain_data import Samples
+
+STATE_FILE = "training.safetensors"
+NOTES = "pretrain.json"
 
 
 @dataclass
@@ -28,7 +33,8 @@ class PretrainConfig:
     """Settings.
 
     Attributes:
-        type: ``smolvla_nano`` or a LeRobot policy type (``act``, ``diffusion`` ...).
+        type: ``smolvla_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy folder or hub id
+            whose weights to continue from.
         steps: optimiser steps.
         batch_size: samples per step.
         lr: peak AdamW step size; cosine to 2 % after ``warmup`` steps.
@@ -58,130 +64,128 @@ class PretrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Samples:
-    """All frames of some episodes, end to end, in RAM.
-
-    Attributes:
-        arrays: key -> [n, ...]; images uint8 [n, 3, H, W], vectors float32.
-        task: [n] instruction of each frame.
-        last: [n] index of the last frame of the frame's episode.
-    """
-
-    arrays: dict[str, Tensor]
-    task: list[str]
-    last: Tensor
-
-    @classmethod
-    def read(cls, folders: Sequence[Path], keys: Sequence[str] = ()) -> Samples:
-        """Decode LeRobotDataset folders once.
-
-        Raises:
-            UserError: no episode, or a key that some data set lacks.
-        """
-        from vla_rl.data.dataset import load_episodes
-
-        episodes = [episode for folder in folders for episode in load_episodes(folder)]
-        if not episodes:
-            raise UserError(f"no episodes in {', '.join(map(str, folders))}: record some first (vla-rl record)")
-        data = [episode.data for episode in episodes]
-        wanted = [*(keys or [k for k in data[0] if k.startswith(IMAGES) or k == STATE]), ACTION]
-        for key in wanted:
-            if any(key not in part for part in data):
-                raise UserError(f"the data set has no {key} (it has {', '.join(data[0])}): record it, or change inputs")
-        arrays = {key: torch.cat([part[key] for part in data]) for key in wanted}
-        task, last, end = [], [], 0
-        for episode in episodes:
-            end += episode.length
-            task += [episode.task] * episode.length
-            last.append(torch.full((episode.length,), end - 1))
-        return cls(arrays, task, torch.cat(last))
-
-    def batch(self, index: Tensor, chunk: int, shift: int) -> tuple[dict[str, Any], Tensor]:
-        """LeRobot batch for frames ``index`` [b] and the padding mask [b, T] of its action chunks."""
-        ahead = index[:, None] + torch.arange(chunk)
-        last = self.last[index][:, None]
-        out: dict[str, Any] = {TASK: [self.task[i] for i in index.tolist()]}
-        for key, array in self.arrays.items():
-            if key == ACTION:
-                out[key] = array[torch.minimum(ahead, last)]
-            elif key.startswith(IMAGES):
-                out[key] = _shift(array[index].float() / 255, shift)
-            else:
-                out[key] = array[index]
-        return out, ahead > last
-
-    def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """LeRobot normalisation statistics of the vectors (and trivial ones of the images)."""
-        out = {}
-        for key, array in self.arrays.items():
-            if key.startswith(IMAGES):
-                shape = (3, 1, 1)
-                out[key] = {
-                    "mean": torch.zeros(shape),
-                    "std": torch.ones(shape),
-                    "min": torch.zeros(shape),
-                    "max": torch.ones(shape),
-                }
-                continue
-            x = array.double()
-            values = {"mean": x.mean(0), "std": x.std(0).clamp(min=1e-6), "min": x.amin(0), "max": x.amax(0)}
-            out[key] = {name: value.float() for name, value in values.items()}
-        return out
-
-
-def _shift(images: Tensor, pixels: int) -> Tensor:
-    """The whole batch moved by one random offset of up to ``pixels`` (edge replicated)."""
-    if not pixels:
-        return images
-    height, width = images.shape[-2:]
-    dx, dy = torch.randint(0, 2 * pixels + 1, (2,)).tolist()
-    padded = torch.nn.functional.pad(images, (pixels,) * 4, mode="replicate")
-    return padded[..., dy : dy + height, dx : dx + width]
-
-
-def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple[Any, Any]:
-    """A fresh LeRobot policy and its configuration for the samples' features.
-
-    Raises:
-        UserError: a type LeRobot does not know.
-    """
+def features_of(samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LeRobot input and output features of the samples' keys."""
     from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.factory import get_policy_class, make_policy_config
 
     inputs, outputs = {}, {}
     for key, array in samples.arrays.items():
+        shape = tuple(array.shape[1:])
         if key == ACTION:
-            outputs[key] = PolicyFeature(FeatureType.ACTION, (array.shape[1],))
+            outputs[key] = PolicyFeature(FeatureType.ACTION, shape)
         elif key.startswith(IMAGES):
-            inputs[key] = PolicyFeature(FeatureType.VISUAL, tuple(array.shape[1:]))
+            inputs[key] = PolicyFeature(FeatureType.VISUAL, shape)
         else:
             kind = FeatureType.ENV if key == "observation.environment_state" else FeatureType.STATE
-            inputs[key] = PolicyFeature(kind, (array.shape[1],))
-    if config.type == "smolvla_nano":
-        from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+            inputs[key] = PolicyFeature(kind, shape)
+    return inputs, outputs
 
-        size = next(f.shape[-1] for k, f in inputs.items() if k.startswith(IMAGES))
-        vlm = folder / VLM_FOLDER
-        build_vlm(vlm, image_size=size, tasks=sorted(set(samples.task)))
-        policy_config = smolvla_config(
-            vlm, features=(inputs, outputs), image_size=size, chunk_size=config.chunk_size, **config.overrides
-        )
-        return SmolVLAPolicy(policy_config), policy_config
-    small = {"act": {"dim_model": 256, "dim_feedforward": 512, "n_encoder_layers": 2, "use_vae": False}}
-    settings = {"chunk_size": config.chunk_size, "n_action_steps": config.chunk_size} if config.type == "act" else {}
+
+def small_settings(kind: str, chunk: int) -> dict[str, Any]:
+    """Sizes of LeRobot's common types that train on a CPU without any download, with chunks of ``chunk``."""
+    if kind == "act":
+        small = {"dim_model": 256, "dim_feedforward": 512, "n_encoder_layers": 2, "use_vae": False}
+        return small | {"chunk_size": chunk, "n_action_steps": chunk, "pretrained_backbone_weights": None}
+    if kind == "diffusion":
+        horizon = math.ceil((chunk + 1) / 8) * 8  # two observations; the U-Net halves three times
+        return {
+            "horizon": horizon,
+            "n_action_steps": chunk,
+            "drop_n_last_frames": horizon - chunk - 1,
+            "down_dims": (64, 128, 256),
+            "noise_scheduler_type": "DDIM",
+            "num_inference_steps": 10,
+            "pretrained_backbone_weights": None,
+            "use_group_norm": True,
+        }
+    if kind == "multi_task_dit":
+        return {
+            "horizon": chunk + 1,
+            "n_action_steps": chunk,
+            "hidden_dim": 192,
+            "num_layers": 4,
+            "num_heads": 6,
+        }
+    return {"chunk_size": chunk, "n_action_steps": chunk}
+
+
+def check_type(kind: str) -> None:
+    """Refuse a policy type that is none, before any data is read.
+
+    Raises:
+        UserError: with the nearest names.
+    """
+    import lerobot.policies  # noqa: F401  registers every policy type
+    from lerobot.configs.policies import PreTrainedConfig
+
+    from vla_rl.config import nearest
+
+    known = sorted([*PreTrainedConfig.get_known_choices(), "smolvla_nano"])
+    if not _is_folder(kind) and kind not in known:
+        raise UserError(f"type={kind} is no policy type or folder: {nearest(kind, known)}")
+
+
+def _is_folder(kind: str) -> bool:
+    return "/" in kind or Path(kind).is_dir()
+
+
+def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple[Any, Any]:
+    """A LeRobot policy for the samples' features, and its configuration; its VLM, if local, in ``folder/vlm``.
+
+    Raises:
+        UserError: a type LeRobot does not know, or settings or features that do not fit it.
+    """
+    from lerobot.policies.factory import get_policy_class, make_policy_config
+
+    inputs, outputs = features_of(samples)
+    if config.type == "smolvla_nano":
+        shape = {"chunk_size": config.chunk_size} | config.overrides
+        policy = nano_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
+        return policy, policy.config
+    if _is_folder(config.type):
+        return _continued(config, inputs, outputs, folder)
     try:
         policy_config = make_policy_config(
             config.type,
-            input_features=inputs,
-            output_features=outputs,
-            device="cpu",
-            push_to_hub=False,
-            **(settings | small.get(config.type, {}) | config.overrides),
+            **{
+                "input_features": inputs,
+                "output_features": outputs,
+                "device": "cpu",
+                "push_to_hub": False,
+                **small_settings(config.type, config.chunk_size),
+                **config.overrides,
+            },
         )
+        policy_config.validate_features()
         return get_policy_class(config.type)(policy_config), policy_config
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"policy.type={config.type}: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise UserError(f"type={config.type}: {first_line(error)} (see overrides and inputs)") from error
+
+
+def _continued(config: PretrainConfig, inputs: dict, outputs: dict, folder: Path) -> tuple[Any, Any]:
+    """An existing policy with its weights, to be trained further."""
+    from lerobot.policies.factory import get_policy_class
+
+    source = local_folder(config.type)
+    policy_config = read_config(source)
+    for key, feature in {**policy_config.input_features, **policy_config.output_features}.items():
+        found = {**inputs, **outputs}.get(key)
+        if ".empty_camera_" not in key and (found is None or tuple(found.shape) != tuple(feature.shape)):
+            have = "nothing" if found is None else tuple(found.shape)
+            raise UserError(f"{source} reads {key} {tuple(feature.shape)}; the data set has {have}")
+    vlm = vlm_path(source)
+    if vlm is not None:
+        shutil.copytree(vlm, folder / VLM_FOLDER, dirs_exist_ok=True)
+        policy_config.vlm_model_name = str(folder / VLM_FOLDER)
+    for key, value in config.overrides.items():
+        if not hasattr(policy_config, key):
+            raise UserError(f"overrides.{key}: {policy_config.type} has no such field")
+        setattr(policy_config, key, value)
+    try:
+        policy = get_policy_class(policy_config.type).from_pretrained(str(source), config=policy_config)
+    except Exception as error:
+        raise UserError(f"{source} cannot be loaded: {first_line(error)} (copy it again)") from error
+    return policy, policy_config
 
 
 class Pretrainer:
@@ -191,28 +195,44 @@ class Pretrainer:
         config: settings.
         datasets: LeRobotDataset folders.
         out: policy folder to be; written atomically.
+
+    Raises:
+        UserError: data sets or settings that do not fit.
     """
 
     def __init__(self, config: PretrainConfig, datasets: Sequence[Path], out: Path) -> None:
         from lerobot.policies.factory import make_pre_post_processors
 
+        for name in ("steps", "batch_size", "save_every", "chunk_size"):
+            if getattr(config, name) < 1:
+                raise UserError(f"train.{name}={getattr(config, name)} must be at least 1")
         self.config, self.out = config, out
         self.work = out.with_name(f".{out.name}.training")
+        check_type(config.type)
+        self._recover()
         self.samples = Samples.read(datasets, config.inputs)
         torch.manual_seed(config.seed)
         self.work.mkdir(parents=True, exist_ok=True)
         self.policy, policy_config = make_policy(config, self.samples, self.work)
-        self.before, self.after = make_pre_post_processors(policy_config, dataset_stats=self.samples.statistics())
+        self.before, self.after = make_pre_post_processors(
+            policy_config, dataset_stats=self.samples.statistics()
+        )
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+            self.policy.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.95),
+            fused=True,
         )
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.starts = self.samples.starts(int(getattr(policy_config, "drop_n_last_frames", 0) or 0))
+        self.action_offsets = list(policy_config.action_delta_indices or range(config.chunk_size))
+        timed = time_steps(policy_config) is not None
+        self.observation_offsets = list(policy_config.observation_delta_indices) if timed else None
         self.step = 0
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step``: warm-up, then cosine to 2 %."""
-        import math
-
         config = self.config
         warm = min(1.0, (step + 1) / max(1, config.warmup))
         return config.lr * warm * (0.49 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
@@ -221,17 +241,23 @@ class Pretrainer:
         """Train to ``config.steps``, saving on the way; ``progress(step, loss)``.
 
         Raises:
-            NonFiniteError: the loss is NaN or infinite.
+            NonFiniteError: the loss is NaN or infinite; the last checkpoint is kept.
         """
         config = self.config
         self.policy.train()
-        count = len(self.samples.last)
         while self.step < config.steps:
-            index = torch.randint(count, (config.batch_size,), generator=self.generator)
-            raw, pad = self.samples.batch(index, config.chunk_size, config.image_shift)
+            pick = torch.randint(len(self.starts), (config.batch_size,), generator=self.generator)
+            raw, pad = self.samples.batch(
+                self.starts[pick], self.action_offsets, self.observation_offsets, config.image_shift
+            )
             batch = self.before(raw)
             batch["action_is_pad"] = pad
             loss = self.policy.forward(batch)[0]
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"the pre-training loss is {value} at step {self.step + 1}: lower train.lr"
+                )
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -239,27 +265,32 @@ class Pretrainer:
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_clip)
             self.optimizer.step()
             self.step += 1
-            value = loss.item()
-            if value != value or abs(value) == float("inf"):
-                raise NonFiniteError(f"the pre-training loss is {value} at step {self.step}")
             if progress is not None:
                 progress(self.step, value)
             if self.step % config.save_every == 0 or self.step == config.steps:
                 self.save()
 
     def save(self) -> None:
-        """Policy folder plus optimiser and generators, written beside and renamed."""
-        new = self.out.with_name(f".{self.out.name}.new")
+        """Policy folder plus optimiser and generators, written beside and renamed.
+
+        Raises:
+            UserError: no space left; the checkpoint before is kept.
+        """
+        new, old = self._beside("new"), self._beside("old")
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        if (self.work / VLM_FOLDER).is_dir():
-            shutil.copytree(self.work / VLM_FOLDER, new / VLM_FOLDER)
-        self.policy.save_pretrained(new)
-        self.before.save_pretrained(new)
-        self.after.save_pretrained(new)
-        make_relative(new)
-        self._save_state(new)
-        old = self.out.with_name(f".{self.out.name}.old")
+        try:
+            new.mkdir(parents=True)
+            if (self.work / VLM_FOLDER).is_dir():
+                shutil.copytree(self.work / VLM_FOLDER, new / VLM_FOLDER)
+            save_policy(new, self.policy, self.before, self.after)
+            self._save_state(new)
+        except Exception as error:
+            if "No space left" not in str(error):  # safetensors has an exception of its own for it
+                raise
+            shutil.rmtree(new, ignore_errors=True)
+            raise UserError(
+                f"no space left for {self.out} at step {self.step}: free some and run again"
+            ) from error
         shutil.rmtree(old, ignore_errors=True)
         if self.out.exists():
             self.out.rename(old)
@@ -268,24 +299,60 @@ class Pretrainer:
         if self.step >= self.config.steps:
             shutil.rmtree(self.work, ignore_errors=True)
 
+    def _beside(self, what: str) -> Path:
+        return self.out.with_name(f".{self.out.name}.{what}")
+
+    def _recover(self) -> None:
+        """Finish a replacement of ``out`` that was killed between its two renames."""
+        if not self.out.exists() and self._beside("old").is_dir():
+            self._beside("old").rename(self.out)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a continuation must share to be the same run."""
+        settings = asdict(self.config) | {"frames": len(self.samples.last)}
+        del settings["save_every"]
+        return json.loads(json.dumps(settings))
+
     def _save_state(self, folder: Path) -> None:
         done = self.step >= self.config.steps
-        (folder / "pretrain.json").write_text(json.dumps({"step": self.step, "done": done, "time": time.time()}))
+        notes = {
+            "step": self.step,
+            "done": done,
+            "rate_hz": self.samples.rate_hz,
+            "settings": self._settings(),
+        }
+        (folder / NOTES).write_text(json.dumps(notes, indent=2) + "\n")
         if done:
-            return  # the optimiser is three times the policy's size, and of no more use
+            return  # the optimiser is twice the policy's size, and of no more use
         tensors = {"generator": self.generator.get_state(), "torch": torch.random.get_rng_state()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{index}.{name}": value.contiguous() for name, value in state.items()}
-        save_file(tensors, folder / "training.safetensors")
+        save_file(tensors, folder / STATE_FILE)
 
     def resume(self) -> bool:
-        """Continue from ``out`` if it holds an unfinished run; False when there is nothing to continue."""
-        state_file = self.out / "training.safetensors"
-        if not state_file.is_file():
+        """Continue from ``out`` if it holds an unfinished run; False when there is nothing to continue.
+
+        Raises:
+            UserError: it was begun with other settings or data, or is damaged.
+        """
+        if not (self.out / STATE_FILE).is_file():
             return False
-        self.step = json.loads((self.out / "pretrain.json").read_text())["step"]
-        self.policy.load_state_dict(load_file(self.out / "model.safetensors"), strict=False)
-        tensors = load_file(state_file)
+        try:
+            notes = json.loads((self.out / NOTES).read_text())
+            weights = load_file(self.out / "model.safetensors")
+            tensors = load_file(self.out / STATE_FILE)
+        except Exception as error:
+            raise UserError(
+                f"{self.out} cannot be continued: {first_line(error)} (remove it to begin anew)"
+            ) from error
+        begun, now = notes["settings"], self._settings()
+        for name in now:
+            if begun.get(name) != now[name]:
+                raise UserError(
+                    f"{self.out} was begun with {name}={begun.get(name)}, not {now[name]}: use the same settings, or "
+                    "another out="
+                )
+        self.policy.load_state_dict(weights, strict=False)  # tied weights are stored once
         self.generator.set_state(tensors.pop("generator"))
         torch.random.set_rng_state(tensors.pop("torch"))
         state: dict[int, dict[str, Tensor]] = {}
@@ -293,4 +360,40 @@ class Pretrainer:
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.step = notes["step"]
         return True
+
+
+def pretrain(
+    config: PretrainConfig,
+    datasets: Sequence[Path],
+    out: Path,
+    *,
+    num_threads: int | None = None,
+    resume: bool = True,
+    progress: Callable[[int, float], None] | None = None,
+) -> Path:
+    """Train ``out`` from data sets, or continue it; returns ``out``.
+
+    Args:
+        config: settings.
+        datasets: LeRobotDataset folders.
+        out: policy folder to be.
+        num_threads: torch threads; None = as they are.
+        resume: continue an unfinished run in ``out`` (otherwise ``out`` must be free).
+        progress: called with (step, loss).
+
+    Raises:
+        UserError: ``out`` is taken, or data sets or settings do not fit.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    unfinished = (out / STATE_FILE).is_file()
+    if out.exists() and not (resume and unfinished):
+        raise UserError(
+            f"{out} exists{'' if unfinished else ' and is no unfinished run'}: choose another out="
+        )
+    trainer = Pretrainer(config, datasets, out)
+    trainer.resume()
+    trainer.learn(progress)
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,124 +11,212 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
-from vla_rl.keys import IMAGES, TASK
+from vla_rl.keys import ACTION, TASK
 from vla_rl.policies.base import Observation, PolicySpec
-from vla_rl.policies.nano import vlm_path
+from vla_rl.policies.lerobot_folder import (
+    load_policy_folder,
+    local_folder,
+    read_config,
+    saved_rate,
+    set_flow_steps,
+    time_steps,
+)
+
+FIXED_SIZE = ("act", "diffusion", "multi_task_dit", "vqbet")
+"""Types whose network is built for one image size, unless their configuration resizes."""
 
 
 class LeRobotPolicy:
     """Chunks [B, T, A] in environment units from a LeRobot policy folder or hub id.
 
     Observation images are uint8 and become float in [0, 1]; everything else (normalisation, tokenizer) is done by
-    the processors saved with the policy, so a checkpoint carries all that it needs.
+    the processors saved with the policy, so a checkpoint carries all that it needs. It is frozen.
+
+    Policies that decide on several observations (``history`` > 1) keep them in the state: ``history``: key ->
+    [B, n, ...] and ``seen`` [B] int64; the first observation of an episode fills all n. Others have no state.
 
     Args:
-        path: folder with ``config.json`` and ``model.safetensors``, or a hub id.
+        path: folder with ``config.json``, ``model.safetensors`` and processors, or a hub id.
         device: where it runs.
-        flow_steps: denoising steps of flow heads; None = as saved.
+        flow_steps: denoising steps of flow and diffusion heads; None = as saved.
+        rate_hz: control rate its actions are meant for; None = as ``vla-rl pretrain`` noted, if it did.
 
     Raises:
         UserError: missing or broken file, named with its remedy.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", flow_steps: int | None = None) -> None:
-        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
-        folder = Path(path)
-        self.path = str(path)
-        config = self._config(folder, device)
-        overrides: dict[str, Any] = {"device_processor": {"device": device}}
-        vlm = vlm_path(folder)
-        if vlm is not None:
-            config.vlm_model_name = str(vlm)
-            overrides["tokenizer_processor"] = {"tokenizer_name": str(vlm)}
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        flow_steps: int | None = None,
+        rate_hz: float | None = None,
+    ) -> None:
+        folder = local_folder(path)
+        config = read_config(folder, device)
         if flow_steps is not None:
-            if not hasattr(config, "num_steps"):
-                raise UserError(f"policy.flow_steps: {config.type} has no flow head")
-            config.num_steps = flow_steps
-        try:
-            self.model = get_policy_class(config.type).from_pretrained(self.path, config=config)
-            self.before, self.after = make_pre_post_processors(
-                config, pretrained_path=self.path, preprocessor_overrides=overrides
-            )
-        except Exception as error:  # safetensors, JSON, shape and import errors alike
-            raise UserError(f"cannot load policy {path}: {str(error).splitlines()[0]} (copy it again, or retrain)") from error
-        self.model.eval().requires_grad_(False)
-        self.config, self.device = config, device
-        images = tuple(k for k in config.input_features if k.startswith(IMAGES))
-        vectors = tuple(k for k in config.input_features if not k.startswith(IMAGES))
+            set_flow_steps(config, flow_steps)
+        self.path, self.device, self.config = str(path), device, config
+        self.model, self.before, self.after = load_policy_folder(folder, config)
+        self._time_steps = time_steps(config)
+        self.history = self._time_steps or 1
+        self._image_shapes = _image_shapes(config)
+        vectors = (k for k, f in config.input_features.items() if f.type.name in ("STATE", "ENV"))
+        tokenizes = any("Tokenizer" in type(step).__name__ for step in self.before.steps)
         self.spec = PolicySpec(
-            action_dim=config.output_features["action"].shape[0],
-            chunk_length=getattr(config, "chunk_size", None) or getattr(config, "horizon", 1),
-            state_keys=vectors,
-            image_keys=images,
-            language=vlm is not None or hasattr(config, "tokenizer_max_length"),
+            action_dim=config.output_features[ACTION].shape[0],
+            chunk_length=_chunk_length(config),
+            state_keys=tuple(vectors),
+            image_keys=tuple(self._image_shapes),
+            language=tokenizes or hasattr(config, "tokenizer_max_length"),
+            rate_hz=saved_rate(folder) if rate_hz is None else rate_hz,
         )
-        self.n_obs_steps = int(getattr(config, "n_obs_steps", 1))
-        if self.n_obs_steps > 1:
-            self.spec = _replace_chunk(self.spec, config)
-
-    @staticmethod
-    def _config(folder: Path, device: str) -> Any:
-        from lerobot.configs.policies import PreTrainedConfig
-
-        local = folder.exists() or folder.is_absolute() or str(folder).startswith((".", "assets/", "runs/"))
-        if local and not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a LeRobot policy: it has no config.json (policy.path names the folder)")
-        for name in ("config.json", "model.safetensors") if local else ():
-            if not (folder / name).is_file():
-                raise UserError(f"{folder / name} is missing: copy the policy folder again")
-        try:
-            config = PreTrainedConfig.from_pretrained(str(folder))
-        except Exception as error:
-            raise UserError(f"cannot read policy {folder}: {str(error).splitlines()[0]}") from error
-        config.device = device
-        config.pretrained_path = str(folder)
-        return config
+        self.noise_shape = _noise_shape(config, self.model)
 
     def initial_state(self, batch_size: int) -> TensorDict:
-        """Empty for policies that see one step; the observation history [B, n, ...] for the others."""
-        return TensorDict({}, batch_size=[batch_size])
+        """Nothing for policies that see one step; an empty history for the others."""
+        if self.history == 1:
+            return TensorDict({}, batch_size=[batch_size])
+        front = (batch_size, self.history)
+        leaves: dict[str, Tensor] = {}
+        for key in self.spec.state_keys:
+            leaves[key] = torch.zeros(*front, *self.config.input_features[key].shape)
+        for key, shape in self._image_shapes.items():
+            leaves[key] = torch.zeros(*front, *shape, dtype=torch.uint8)
+        parts = {
+            "history": TensorDict(leaves, [batch_size]),
+            "seen": torch.zeros(batch_size, dtype=torch.int64),
+        }
+        return TensorDict(parts, batch_size=[batch_size])
 
     def needs_images(self, state: TensorDict) -> Tensor:
         """Always, if it has cameras: wrap it in ``OpenLoop`` to look once per chunk."""
         return torch.full((state.batch_size[0],), bool(self.spec.image_keys))
 
-    @torch.inference_mode()
+    def observe(self, observation: Observation, state: TensorDict) -> TensorDict:
+        """The state with one more observation in its history, without deciding."""
+        if self.history == 1:
+            return state
+        self._check(observation)
+        first = state["seen"] == 0
+        leaves = {}
+        for key in self.spec.state_keys + self.spec.image_keys:
+            now = observation[key].unsqueeze(1)
+            old = state["history", key]
+            moved = torch.cat([old[:, 1:], now.to(old.dtype)], 1)
+            leaves[key] = torch.where(first.view(-1, *[1] * (old.dim() - 1)), now.to(old.dtype), moved)
+        size = state.batch_size
+        return TensorDict({"history": TensorDict(leaves, size), "seen": state["seen"] + 1}, size)
+
     def act(
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
     ) -> tuple[TensorDict, TensorDict]:
         """``action`` [B, T, A]. Flow and diffusion heads draw their noise from torch's global generator."""
-        chunk = self._predict(self._batch(observation))
-        return TensorDict({"action": chunk.clone()}, batch_size=[len(chunk)]), state
+        return self._decide(observation, state)
 
-    @torch.inference_mode()
-    def act_from_noise(self, observation: Observation, noise: Tensor) -> Tensor:
-        """Chunk [B, T, A] that follows from the initial noise [B, T, A'] (flow heads), A' as the model pads it.
+    def act_from_noise(
+        self, observation: Observation, state: TensorDict, noise: Tensor
+    ) -> tuple[TensorDict, TensorDict]:
+        """As ``act``, from the initial noise [B, *noise_shape].
+
+        A DDPM sampler (LeRobot's Diffusion by default) also draws noise at each step; DDIM and flows do not.
 
         Raises:
-            UserError: a policy that takes no noise.
+            UserError: a policy that takes no noise, or noise of another shape.
         """
-        return self._predict(self._batch(observation), noise=noise.to(self.device)).clone()
+        if self.noise_shape is None:
+            raise UserError(
+                f"{self.config.type} does not act from a given noise: choose a flow policy (smolvla, pi0)"
+            )
+        wanted = (state.batch_size[0], *self.noise_shape)
+        if tuple(noise.shape) != wanted:
+            raise UserError(f"noise has shape {tuple(noise.shape)}, {self.config.type} needs {wanted}")
+        return self._decide(observation, state, noise=noise.to(self.device))
 
-    def _batch(self, observation: Observation) -> dict[str, Any]:
-        batch: dict[str, Any] = {key: observation[key].float() for key in self.spec.state_keys}
-        for key in self.spec.image_keys:
-            batch[key] = observation[key].float() / 255
-        batch[TASK] = list(observation.get(TASK, [""] * len(next(iter(batch.values())))))
-        return self.before(batch)
+    def _decide(
+        self, observation: Observation, state: TensorDict, **kwargs: Any
+    ) -> tuple[TensorDict, TensorDict]:
+        self._check(observation)
+        state = self.observe(observation, state)
+        with torch.inference_mode():
+            batch = self._batch(observation, state)
+            if self._time_steps is not None:
+                self._fill_queues(batch)
+            try:
+                chunk = self.model.predict_action_chunk(batch, **kwargs)
+            finally:
+                if self._time_steps is not None:
+                    self.model.reset()
+            chunk = self.after(chunk)[:, : self.spec.chunk_length].float().cpu()
+        # Cloned outside inference mode: inference tensors could not enter an actor's graph later.
+        return TensorDict({"action": chunk.clone()}, batch_size=[len(chunk)]), state
 
-    def _predict(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        try:
-            chunk = self.model.predict_action_chunk(batch, **kwargs)
-        except TypeError as error:
-            if kwargs:
-                raise UserError(f"{self.config.type} takes no initial noise") from error
-            raise
-        return self.after(chunk).float().cpu()
+    def _batch(self, observation: Observation, state: TensorDict) -> dict[str, Any]:
+        """LeRobot's batch: vectors and images [B, (n,) ...], normalised and tokenized."""
+        batch: dict[str, Any] = {}
+        for key in self.spec.state_keys + self.spec.image_keys:
+            value = observation[key] if self.history == 1 else state["history", key]
+            if self.history == 1 and self._time_steps is not None:
+                value = value.unsqueeze(1)
+            batch[key] = value.float() / 255 if key in self._image_shapes else value.float()
+        batch[TASK] = list(observation.get(TASK, [""] * state.batch_size[0]))
+        batch = self.before(batch)
+        batch.pop(ACTION, None)  # the processors add an empty one, which the models would stack
+        return batch
+
+    def _fill_queues(self, batch: dict[str, Any]) -> None:
+        """LeRobot's models with a history read it from queues; ours comes from the state at each call."""
+        self.model.reset()
+        if self._image_shapes:
+            batch["observation.images"] = torch.stack(
+                [batch[k] for k in self.model.config.image_features], dim=-4
+            )
+        for key, queue in self.model._queues.items():
+            if key in batch and key != ACTION:
+                queue.extend(batch[key].unbind(1))
+
+    def _check(self, observation: Observation) -> None:
+        for key in self.spec.state_keys + self.spec.image_keys:
+            if key not in observation:
+                have = ", ".join(k for k in observation if k != TASK) or "nothing"
+                raise UserError(f"policy {self.path} needs {key}; the observation has {have}")
+            wanted = tuple(self.config.input_features[key].shape)
+            found = tuple(observation[key].shape[1:])
+            if found == wanted:
+                continue
+            if key not in self._image_shapes:
+                raise UserError(
+                    f"{key} has shape {found}, policy {self.path} needs {wanted}: another robot or env"
+                )
+            if self.history > 1 or (self.config.type in FIXED_SIZE and not _resizes(self.config)):
+                raise UserError(
+                    f"{key} is {found}, policy {self.path} needs {wanted}: set env.cameras to that size"
+                )
 
 
-def _replace_chunk(spec: PolicySpec, config: Any) -> PolicySpec:
-    from dataclasses import replace
+def _image_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Cameras that must be there; LeRobot itself fills the ``empty_camera`` ones."""
+    features = config.input_features.items()
+    return {k: tuple(f.shape) for k, f in features if f.type.name == "VISUAL" and ".empty_camera_" not in k}
 
-    return replace(spec, chunk_length=int(config.n_action_steps))
+
+def _resizes(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("resize_shape", "image_resize_shape"))
+
+
+def _chunk_length(config: Any) -> int:
+    if config.type in ("diffusion", "multi_task_dit"):
+        return int(config.n_action_steps)  # what they return of their horizon
+    names = ("chunk_size", "action_chunk_size", "horizon")
+    return int(next((v for n in names if (v := getattr(config, n, None))), 1))
+
+
+def _noise_shape(config: Any, model: Any) -> tuple[int, int] | None:
+    """(T', A') of the initial noise where the model takes one, else None."""
+    takes = inspect.signature(model.predict_action_chunk).parameters
+    if config.type in ("smolvla", "pi0", "pi05") and ("noise" in takes or "kwargs" in takes):
+        return config.chunk_size, config.max_action_dim
+    if config.type == "diffusion" and "noise" in takes:
+        return config.horizon, config.action_feature.shape[0]
+    return None

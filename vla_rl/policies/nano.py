@@ -6,12 +6,19 @@ folder as ``vlm/``; ``config.json`` names it by that relative path, so the folde
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_rl.errors import UserError
+from vla_rl.keys import ACTION, STATE, image_key
+
 VLM_FOLDER = "vlm"
+
+VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch")
+"""Settings of ``build_vlm`` that change the size of the model."""
 
 CORPUS = """push pull lift pick place stack stand press open close turn reach insert put move take hold hang
 unplug plug sweep slide drag lower raise rotate twist hit hammer assemble disassemble lock unlock kick throw drop
@@ -27,7 +34,15 @@ def build_tokenizer(extra: Iterable[str] = ()) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    special = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<end_of_utterance>",
+    ]
     words = CORPUS.split()
     sentences = [" ".join(words[i : i + 8]) for i in range(len(words))] + list(extra) * 4
     tokenizer = Tokenizer(models.BPE())
@@ -117,7 +132,11 @@ def build_vlm(
     size = {"longest_edge": image_size}
     images = SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
     videos = SmolVLMVideoProcessor(
-        size=size, max_image_size=size, fps=1, num_frames=4, video_sampling={"fps": 1, "max_frames": 4, "video_size": size}
+        size=size,
+        max_image_size=size,
+        fps=1,
+        num_frames=4,
+        video_sampling={"fps": 1, "max_frames": 4, "video_size": size},
     )
     processor = SmolVLMProcessor(
         images, tokenizer, videos, image_seq_len=(image_size // patch // 2) ** 2, chat_template=None
@@ -137,8 +156,11 @@ def smolvla_config(
     flow_steps: int = 5,
     expert_width_multiplier: float = 0.75,
     device: str = "cpu",
+    **settings: Any,
 ) -> Any:
     """LeRobot's ``SmolVLAConfig`` for a nano VLM; every weight trains.
+
+    State and action are not padded (LeRobot pads to 32): the head then denoises no numbers that nobody reads.
 
     Args:
         vlm: directory from ``build_vlm``.
@@ -148,31 +170,142 @@ def smolvla_config(
         flow_steps: Euler steps of the flow-matching head.
         expert_width_multiplier: width of the action expert relative to the language model.
         device: where it lives.
+        **settings: other fields of ``SmolVLAConfig``.
     """
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
     inputs, outputs = features
     state_dim = inputs["observation.state"].shape[0]
     action_dim = outputs["action"].shape[0]
-    return SmolVLAConfig(
-        input_features=inputs,
-        output_features=outputs,
-        vlm_model_name=str(vlm),
-        load_vlm_weights=False,
-        train_expert_only=False,
-        freeze_vision_encoder=False,
-        chunk_size=chunk_size,
-        n_action_steps=chunk_size,
-        max_state_dim=max(16, state_dim),
-        max_action_dim=max(8, action_dim),
-        resize_imgs_with_padding=(image_size, image_size),
-        tokenizer_max_length=24,
-        num_steps=flow_steps,
-        num_vlm_layers=-1,
-        expert_width_multiplier=expert_width_multiplier,
-        push_to_hub=False,
-        device=device,
+    fields: dict[str, Any] = {
+        "input_features": inputs,
+        "output_features": outputs,
+        "vlm_model_name": str(vlm),
+        "load_vlm_weights": False,
+        "train_expert_only": False,
+        "freeze_vision_encoder": False,
+        "chunk_size": chunk_size,
+        "n_action_steps": chunk_size,
+        "max_state_dim": state_dim,
+        "max_action_dim": action_dim,
+        "resize_imgs_with_padding": (image_size, image_size),
+        "tokenizer_max_length": 24,
+        "num_steps": flow_steps,
+        "num_vlm_layers": -1,
+        "expert_width_multiplier": expert_width_multiplier,
+        "push_to_hub": False,
+        "device": device,
+    }
+    return SmolVLAConfig(**(fields | settings))
+
+
+def nano_policy(
+    folder: Path,
+    *,
+    features: tuple[dict[str, Any], dict[str, Any]],
+    chunk_size: int = 16,
+    tasks: Sequence[str] = (),
+    **settings: Any,
+) -> Any:
+    """LeRobot's ``SmolVLAPolicy`` with random weights, its VLM directory written to ``folder/vlm``.
+
+    Args:
+        folder: where ``vlm/`` goes.
+        features: LeRobot input and output features; square images whose side is a multiple of twice the patch.
+        chunk_size: T.
+        tasks: sentences for the tokenizer.
+        **settings: of ``build_vlm`` (``text_width`` ...), ``smolvla_config`` or LeRobot's ``SmolVLAConfig``.
+
+    Raises:
+        UserError: no camera or no proprioception, an image size that does not fit, an unknown setting.
+    """
+    from dataclasses import fields
+
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    inputs = features[0]
+    known = ["flow_steps", *VLM_SETTINGS, *(f.name for f in fields(SmolVLAConfig))]
+    for name in settings:
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:5])
+            raise UserError(f"smolvla_nano has no setting {name}: did you mean {close}?")
+    sizes = {f.shape for f in inputs.values() if f.type.name == "VISUAL"}
+    patch = settings.get("patch", 16)
+    if len(sizes) != 1 or STATE not in inputs:
+        raise UserError(
+            f"smolvla_nano needs {STATE} and cameras of one size; the inputs are {', '.join(inputs)}"
+        )
+    _, height, width = sizes.pop()
+    if height != width or height % (2 * patch):
+        raise UserError(
+            f"smolvla_nano needs square images with a multiple of {2 * patch} pixels, not {height}x{width}"
+        )
+    vlm = folder / VLM_FOLDER
+    shape = {name: settings.pop(name) for name in VLM_SETTINGS if name in settings}
+    build_vlm(vlm, image_size=height, tasks=tasks, **shape)
+    return SmolVLAPolicy(
+        smolvla_config(vlm, features=features, image_size=height, chunk_size=chunk_size, **settings)
     )
+
+
+def build_smolvla_nano(
+    out: Path,
+    *,
+    state_dim: int,
+    action_dim: int,
+    image_size: int = 96,
+    cameras: Sequence[str] = ("base",),
+    chunk_size: int = 16,
+    tasks: Sequence[str] = (),
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """An untrained nano VLA as a complete, movable policy folder, with identity normalisation.
+
+    Args:
+        out: the folder; must not hold a policy yet.
+        state_dim: S of ``observation.state``.
+        action_dim: A.
+        image_size: pixels, square.
+        cameras: names (``observation.images.<name>``).
+        chunk_size: T.
+        tasks: sentences for the tokenizer.
+        seed: of the weights.
+        **settings: as ``nano_policy``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: ``out`` is taken, or a setting does not fit.
+    """
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+
+    if (out / "config.json").exists():
+        raise UserError(f"{out} already holds a policy: choose another folder")
+    inputs = {STATE: PolicyFeature(FeatureType.STATE, (state_dim,))}
+    inputs |= {image_key(c): PolicyFeature(FeatureType.VISUAL, (3, image_size, image_size)) for c in cameras}
+    outputs = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nano_policy(out, features=(inputs, outputs), chunk_size=chunk_size, tasks=tasks, **settings)
+    stats = {}
+    for key, size in ((STATE, state_dim), (ACTION, action_dim)):
+        stats[key] = {"mean": torch.zeros(size), "std": torch.ones(size)}
+    before, after = make_pre_post_processors(model.config, dataset_stats=stats)
+    save_policy(out, model, before, after)
+    return out
+
+
+def save_policy(folder: Path, model: Any, before: Any, after: Any) -> None:
+    """Model, configuration and processors as a LeRobot policy folder that can be moved."""
+    model.save_pretrained(folder)
+    before.save_pretrained(folder)
+    after.save_pretrained(folder)
+    make_relative(folder)
 
 
 def vlm_path(policy_folder: Path) -> Path | None:
@@ -196,7 +329,9 @@ def _replace_paths(node: Any) -> Any:
     if isinstance(node, dict):
         return {
             key: VLM_FOLDER
-            if key in ("vlm_model_name", "tokenizer_name") and isinstance(value, str) and Path(value).name == VLM_FOLDER
+            if key in ("vlm_model_name", "tokenizer_name")
+            and isinstance(value, str)
+            and Path(value).name == VLM_FOLDER
             else _replace_paths(value)
             for key, value in node.items()
         }

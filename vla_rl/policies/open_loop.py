@@ -10,13 +10,15 @@ from torch import Tensor
 
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
+from vla_rl.policies.capabilities import Remembers
 
 
 class OpenLoop:
     """One action per step from a policy that gives chunks.
 
     State: ``chunk`` [B, N, H, A], ``index`` [B] int64 (``>= H``: ask the base), ``base``: the base's own state.
-    Each row keeps its own chunk, so a reset of one row leaves the chunks of the others alone.
+    Each row keeps its own chunk, so a reset of one row leaves the chunks of the others alone. A base that decides
+    on its last n observations (``capabilities.Remembers``) is shown the n - 1 before it is asked as well.
 
     Args:
         base: gives chunks [B, T, A].
@@ -30,10 +32,15 @@ class OpenLoop:
     def __init__(self, base: Policy, horizon: int | None = None, candidates: int = 1) -> None:
         length = base.spec.chunk_length
         if not length:
-            raise UserError("policy.horizon applies to policies that give action chunks; this one gives single actions")
+            raise UserError(
+                "policy.horizon applies to policies that give action chunks; this one gives single actions"
+            )
         self.horizon = length if horizon is None else horizon
         if not 1 <= self.horizon <= length:
             raise UserError(f"policy.horizon={horizon} is outside 1..{length}, the policy's chunk length")
+        if candidates < 1:
+            raise UserError(f"candidates={candidates} must be at least 1")
+        self.history = base.history if isinstance(base, Remembers) else 1
         self.base, self.candidates = base, candidates
         self.spec = replace(base.spec, chunk_length=0)
         self.queries = 0
@@ -52,8 +59,8 @@ class OpenLoop:
         )
 
     def needs_images(self, state: TensorDict) -> Tensor:
-        """Rows whose chunk is used up, if the base looks at all."""
-        return (state["index"] >= self.horizon) & self.base.needs_images(state["base"])
+        """Rows whose chunk is used up (or which must be remembered for then), if the base looks at all."""
+        return (state["index"] > self.horizon - self.history) & self.base.needs_images(state["base"])
 
     def act(
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
@@ -65,14 +72,27 @@ class OpenLoop:
             chunk, index = chunk.clone(), index.clone()
             fresh, after = self._ask(observation, inner[asking], asking, deterministic)
             chunk[asking], index[asking] = fresh, 0
-            inner = inner.clone()
-            inner[asking] = after
+            inner = _put(inner, asking, after)
+        if self.history > 1:
+            inner = self._remember(observation, inner, state["index"])
         row = torch.arange(len(index))
         options = chunk[row, :, index]
         output = TensorDict(
-            {"action": options[:, 0], "base_candidates": options, "chunk_index": index}, batch_size=[len(index)]
+            {"action": options[:, 0], "base_candidates": options, "chunk_index": index},
+            batch_size=[len(index)],
         )
-        return output, TensorDict({"chunk": chunk, "index": index + 1, "base": inner}, batch_size=[len(index)])
+        return output, TensorDict(
+            {"chunk": chunk, "index": index + 1, "base": inner}, batch_size=[len(index)]
+        )
+
+    def _remember(self, observation: Observation, inner: TensorDict, index: Tensor) -> TensorDict:
+        """Show the base this step in rows that will ask within its history."""
+        rows = ((index > self.horizon - self.history) & (index < self.horizon)).nonzero().flatten()
+        if not len(rows):
+            return inner
+        assert isinstance(self.base, Remembers)
+        part = take(observation, rows, self.spec.state_keys + self.spec.image_keys)
+        return _put(inner, rows, self.base.observe(part, inner[rows]))
 
     def _ask(
         self, observation: Observation, inner: TensorDict, rows: Tensor, deterministic: bool
@@ -81,11 +101,22 @@ class OpenLoop:
         self.queries += 1
         many = rows.repeat_interleave(self.candidates)
         part = take(observation, many, self.spec.state_keys + self.spec.image_keys)
-        states = inner if self.candidates == 1 else inner[torch.arange(len(rows)).repeat_interleave(self.candidates)]
+        states = (
+            inner
+            if self.candidates == 1
+            else inner[torch.arange(len(rows)).repeat_interleave(self.candidates)]
+        )
         output, after = self.base.act(part, states, deterministic=deterministic)
         fresh = output["action"][:, : self.horizon]
         fresh = fresh.unflatten(0, (len(rows), self.candidates))
         return fresh, after[:: self.candidates]
+
+
+def _put(state: TensorDict, rows: Tensor, part: TensorDict) -> TensorDict:
+    """A copy of ``state`` with ``rows`` [k] replaced."""
+    state = state.clone()
+    state[rows] = part
+    return state
 
 
 def take(observation: Observation, rows: Tensor, keys: tuple[str, ...]) -> Observation:

@@ -1,0 +1,88 @@
+"""Tiny real policies (LeRobot's own classes) and the environment they would act in."""
+
+from pathlib import Path
+
+from vla_rl.environment import EnvSpec
+from vla_rl.policies.nano import build_smolvla_nano
+
+TINY = {
+    "text_width": 64,
+    "text_layers": 2,
+    "vision_width": 32,
+    "vision_layers": 1,
+    "flow_steps": 2,
+}
+TASKS = ("push the cube to the goal", "lift the cube", "pull the cube back")
+
+
+def env_spec(size: int = 64, env_state_dim: int = 0) -> EnvSpec:
+    return EnvSpec(
+        id="Table",
+        state_dim=5,
+        env_state_dim=env_state_dim,
+        action_low=(-1.0,) * 3,
+        action_high=(1.0,) * 3,
+        cameras={"observation.images.base": (size, size)},
+        tasks=TASKS,
+        max_episode_steps=50,
+        rate_hz=20.0,
+    )
+
+
+def tiny_vla(out: Path, **settings) -> Path:
+    settings = {"image_size": 64, "chunk_size": 4, "tasks": TASKS} | TINY | settings
+    return build_smolvla_nano(out, state_dim=5, action_dim=3, **settings)
+
+
+def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int = 0, **settings) -> Path:
+    """Any other LeRobot type with random weights, saved as LeRobot saves it."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+
+    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (5,))}
+    if images:
+        inputs["observation.images.base"] = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+    if env_state:
+        inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (env_state,))
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (3,))}
+    torch.manual_seed(0)
+    config = make_policy_config(
+        kind, input_features=inputs, output_features=outputs, device="cpu", push_to_hub=False, **settings
+    )
+    stats = {}
+    for key, feature in {**inputs, **outputs}.items():
+        shape = (3, 1, 1) if feature.type.name == "VISUAL" else feature.shape
+        one = torch.ones(shape)
+        stats[key] = {"mean": one * 0, "std": one, "min": -one, "max": one}
+    before, after = make_pre_post_processors(config, dataset_stats=stats)
+    get_policy_class(kind)(config).save_pretrained(out)
+    before.save_pretrained(out)
+    after.save_pretrained(out)
+    return out
+
+
+ACT = {
+    "chunk_size": 6,
+    "n_action_steps": 6,
+    "dim_model": 32,
+    "dim_feedforward": 64,
+    "n_heads": 4,
+    "n_encoder_layers": 1,
+    "use_vae": False,
+    "pretrained_backbone_weights": None,
+}
+DIFFUSION = {
+    "n_obs_steps": 2,
+    "horizon": 8,
+    "n_action_steps": 4,
+    "drop_n_last_frames": 3,
+    "down_dims": (16, 32),
+    "n_groups": 4,
+    "diffusion_step_embed_dim": 16,
+    "noise_scheduler_type": "DDIM",
+    "num_inference_steps": 2,
+    "pretrained_backbone_weights": None,
+    "use_group_norm": True,
+    "spatial_softmax_num_keypoints": 4,
+}

@@ -1,0 +1,36 @@
+"""What a policy may offer beyond ``act``; an algorithm or wrapper asks for the protocol it needs."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.policies.base import Observation
+
+
+@runtime_checkable
+class FromNoise(Protocol):
+    """A flow or diffusion policy whose initial noise can be chosen (noise steering)."""
+
+    noise_shape: tuple[int, int] | None
+    """(T', A') of the noise of one row, as the model pads it; None = the loaded model takes none."""
+
+    def act_from_noise(
+        self, observation: Observation, state: TensorDict, noise: Tensor
+    ) -> tuple[TensorDict, TensorDict]:
+        """As ``act``, from ``noise`` [B, T', A'] float32."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A policy that decides on its last ``history`` observations, kept in its state."""
+
+    history: int
+    """n, observations per decision; 1 = only the present one."""
+
+    def observe(self, observation: Observation, state: TensorDict) -> TensorDict:
+        """The state after one more observation, without a decision."""
+        ...
