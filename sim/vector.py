@@ -42,7 +42,7 @@ def make(
         ids: one id, or several: row i plays ``ids[i % len(ids)]``.
         num_envs: B.
         num_workers: processes; 0 = in this one; None = as many as there are cores, at most B.
-        timeout_s: a worker silent for longer is replaced.
+        timeout_s: a worker silent for longer is replaced (it may take longer to start).
         max_restarts: replacements before giving up.
         **kwargs: for the adapter.
 
@@ -92,7 +92,7 @@ class ProcessVectorEnv(BatchedEnv):
             for part in np.array_split(np.arange(len(rows)), num_workers):
                 names = [rows[i] for i in part]
                 self.workers.append(Worker(adapter, names, int(part[0]), kwargs, timeout_s))
-            spec = merge_specs([spec for worker in self.workers for spec in worker.receive()])
+            spec = merge_specs([spec for worker in self.workers for spec in worker.started()])
             self.block = Block(Layout.of(spec, len(rows)), shared=True)
             blocks.append(self.block)
             self._lost = np.zeros(len(rows), dtype=bool)
@@ -192,7 +192,7 @@ class ProcessVectorEnv(BatchedEnv):
             worker.kill()
             worker.start()
             try:
-                worker.receive()
+                worker.started()
                 self._attach(worker)
                 return
             except WorkerLost as loss:

@@ -21,6 +21,9 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
     "OMP_WAIT_POLICY": "PASSIVE"
 }
 
+START_S = 180.0
+"""Seconds a worker may take to import its simulator and build its rows, whatever ``timeout_s``."""
+
 
 class WorkerLost(Exception):
     """The process died, or has been silent for too long."""
@@ -115,7 +118,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        """Begin (again); the first answer is the list of specs."""
+        """Begin (again); then ask ``started``."""
         context = mp.get_context("spawn")
         self.pipe, child = context.Pipe()
         self.number = 0
@@ -123,6 +126,10 @@ class Worker:
         with _environment(ONE_THREAD):
             self.process.start()
         child.close()
+
+    def started(self) -> list[Any]:
+        """The specs of its rows, once they are built; raises as ``receive``."""
+        return self.receive(max(START_S, self.timeout_s))
 
     def send(self, command: str, payload: Any = None) -> None:
         """Tell it to do something; a dead worker is found out in ``receive``."""
@@ -132,18 +139,19 @@ class Worker:
         except OSError:
             pass
 
-    def receive(self) -> Any:
-        """The answer to the last command.
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """The answer to the last command, within ``timeout_s`` (None: the worker's own limit).
 
         Raises:
             WorkerLost: it died or hangs.
             UserError: as raised in the worker.
             RuntimeError: any other error in the worker, with its traceback as a note.
         """
-        deadline = time.monotonic() + self.timeout_s
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
         while True:
             if not self.pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise WorkerLost(f"gave no answer for {self.timeout_s:g} s")
+                raise WorkerLost(f"gave no answer for {limit:g} s")
             try:
                 number, kind, answer = self.pipe.recv()
             except (EOFError, OSError) as error:
