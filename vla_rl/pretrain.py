@@ -27,6 +27,9 @@ from vla_rl.pretrain_data import Samples
 STATE_FILE = "training.safetensors"
 NOTES = "pretrain.json"
 
+DISK_FULL = ("No space left", "quota exceeded", "File too large")
+"""How the system says it; safetensors passes the words on in an exception of its own."""
+
 
 @dataclass
 class PretrainConfig:
@@ -285,7 +288,7 @@ class Pretrainer:
             save_policy(new, self.policy, self.before, self.after)
             self._save_state(new)
         except Exception as error:
-            if "No space left" not in str(error):  # safetensors has an exception of its own for it
+            if not any(text in str(error) for text in DISK_FULL):
                 raise
             shutil.rmtree(new, ignore_errors=True)
             raise UserError(

@@ -100,7 +100,8 @@ def build_vlm(
 
     tokenizer = build_tokenizer(tasks)
     heads = text_width // 32
-    config = SmolVLMConfig(
+    config_class: Any = SmolVLMConfig  # its generated signature is opaque to type checkers
+    config = config_class(
         text_config={
             "model_type": "llama",
             "hidden_size": text_width,
