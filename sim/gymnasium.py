@@ -105,7 +105,9 @@ class GymnasiumEnv:
         size = self.image_size
         if picture.shape[:2] != (size, size):
             shrink = picture.shape[0] > size
-            picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+            picture = cv2.resize(
+                picture, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+            )
         return {image_key(CAMERA): np.ascontiguousarray(picture[..., :3].transpose(2, 0, 1))}
 
     def close(self) -> None:
@@ -163,7 +165,9 @@ def _dimensions(gym: Any, id: str, env: Any) -> tuple[np.ndarray, np.ndarray, in
     """Action bounds [A] and the length of the flattened observation."""
     action, observation = env.action_space, env.observation_space
     if not isinstance(action, gym.spaces.Box):
-        raise UserError(f"{id} has {type(action).__name__} actions: only continuous (Box) actions are supported")
+        raise UserError(
+            f"{id} has {type(action).__name__} actions: only continuous (Box) actions are supported"
+        )
     if not isinstance(observation, gym.spaces.Box):
         raise UserError(f"{id} has {type(observation).__name__} observations: wrap it to give a vector (Box)")
     low, high = action.low.reshape(-1).astype(np.float32), action.high.reshape(-1).astype(np.float32)

@@ -99,7 +99,9 @@ class MetaWorldEnv:
         max_episode_steps: int | None = 200,
     ) -> None:
         if id not in INSTRUCTIONS:
-            near = ", ".join(difflib.get_close_matches(id, INSTRUCTIONS, 3, 0.4)) or "one of MT50, e.g. reach-v3"
+            near = (
+                ", ".join(difflib.get_close_matches(id, INSTRUCTIONS, 3, 0.4)) or "one of MT50, e.g. reach-v3"
+            )
             raise UserError(f"unknown Meta-World environment {id}: did you mean {near}?")
         limit = 200 if max_episode_steps is None else max_episode_steps
         if limit < 1:
@@ -117,7 +119,9 @@ class MetaWorldEnv:
         env.max_path_length = limit + 1
         self.env, self.instruction = env, INSTRUCTIONS[id]
         self.low, self.high = env.sawyer_observation_space.low, env.sawyer_observation_space.high
-        self.layout = {name: getattr(env.model, name).copy() for name in ("body_pos", "body_quat", "site_pos")}
+        self.layout = {
+            name: getattr(env.model, name).copy() for name in ("body_pos", "body_quat", "site_pos")
+        }
         env.model.camera("corner2").pos[:] = CORNER2
         self.cameras = LeanCameras(env.model, cameras, image_size)
         self.steps = 0

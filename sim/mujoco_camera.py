@@ -43,7 +43,9 @@ class LeanCameras:
         hidden_groups: geom groups left out (robosuite's collision shapes are group 0).
     """
 
-    def __init__(self, model: Any, names: Sequence[str], size: int, hidden_groups: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: Any, names: Sequence[str], size: int, hidden_groups: Sequence[int] = ()
+    ) -> None:
         import mujoco
 
         have = [model.camera(i).name for i in range(model.ncam)]

@@ -36,7 +36,7 @@ TASKS = {
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """robosuite draws from numpy's global generator; leave that as it was."""
+    """A seeded global numpy generator, which robosuite draws from, left afterwards as it was."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
@@ -121,7 +121,17 @@ class RobosuiteEnv:
             tasks=(self.instruction,),
             max_episode_steps=limit,
             rate_hz=float(control_freq),
-            state_names=("eef_x", "eef_y", "eef_z", "eef_qx", "eef_qy", "eef_qz", "eef_qw", "finger1", "finger2"),
+            state_names=(
+                "eef_x",
+                "eef_y",
+                "eef_z",
+                "eef_qx",
+                "eef_qy",
+                "eef_qz",
+                "eef_qw",
+                "finger1",
+                "finger2",
+            ),
             action_names=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"),
         )
 

@@ -78,7 +78,9 @@ class BatchedEnv(VlaVectorEnv):
         checked = checked_action(action, self.env_spec, self.num_envs)
         if self._finished.any():
             rows = np.flatnonzero(self._finished).tolist()
-            raise RuntimeError(f"rows {rows} have finished: reset them (options={{'reset_mask': ...}}) before step")
+            raise RuntimeError(
+                f"rows {rows} have finished: reset them (options={{'reset_mask': ...}}) before step"
+            )
         self.block.action[:] = checked.numpy()
 
     def _end_step(self, restarted: np.ndarray | None = None) -> Step:

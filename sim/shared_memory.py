@@ -54,9 +54,7 @@ class Block:
         self._memory = None
         if shared:
             self._memory = (
-                shared_memory.SharedMemory(create=True, size=size)
-                if name is None
-                else _attach(name)
+                shared_memory.SharedMemory(create=True, size=size) if name is None else _attach(name)
             )
             buffer = self._memory.buf
         else:

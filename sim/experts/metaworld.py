@@ -41,11 +41,10 @@ class MetaWorldExpert(Expert):
     def command(self, observation: Observation) -> Tensor:
         """[B, 4] in -1 ... 1; the scripts are functions of one observation."""
         states = observation[ENV_STATE].numpy().astype(np.float64)
+        actions = np.zeros((len(states), self.spec.action_dim))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "constants may be too high": they are, and are clipped
-            actions = [
-                self.scripts[task].get_action(state)
-                for task, state in zip(observation[TASK], states, strict=True)
-            ]
+            for row, (task, state) in enumerate(zip(observation[TASK], states, strict=True)):
+                actions[row] = self.scripts[task].get_action(state)
         # Clipped before the disturbance, which would otherwise be lost behind commands far outside the box.
-        return torch.from_numpy(np.clip(np.stack(actions), -1.0, 1.0).astype(np.float32))
+        return torch.from_numpy(np.clip(actions, -1.0, 1.0).astype(np.float32))

@@ -50,7 +50,9 @@ def _turn(state: Tensor, yaw: Tensor | None) -> Tensor:
     return turn
 
 
-def _move(state: Tensor, target: Tensor, grip: float, yaw: Tensor | None = None, limit: float = 1.0) -> Tensor:
+def _move(
+    state: Tensor, target: Tensor, grip: float, yaw: Tensor | None = None, limit: float = 1.0
+) -> Tensor:
     """An action [B, 7] that moves the end effector towards ``target`` [B, 3]."""
     step = (target - state[:, :3]) * (GAIN / REACH)
     step = step * (limit / step.norm(dim=-1, keepdim=True).clamp(min=limit))

@@ -52,10 +52,14 @@ def _check_spec(spec: EnvSpec, rows: int, task_ids: list[str]) -> None:
     assert rows >= 1, f"num_envs is {rows}"
     assert len(spec.action_low) == len(spec.action_high) > 0, "action_low and action_high differ in length"
     assert all(a < b for a, b in zip(spec.action_low, spec.action_high, strict=True)), "empty action bounds"
-    assert torch.isfinite(torch.tensor(spec.action_low + spec.action_high)).all(), "action bounds are not finite"
+    assert torch.isfinite(torch.tensor(spec.action_low + spec.action_high)).all(), (
+        "action bounds are not finite"
+    )
     assert spec.state_dim > 0, "state_dim is 0: proprioception is needed"
     assert spec.max_episode_steps > 0 and spec.rate_hz > 0, "max_episode_steps and rate_hz must be positive"
-    assert spec.tasks and all(isinstance(t, str) and t for t in spec.tasks), "tasks must be non-empty sentences"
+    assert spec.tasks and all(isinstance(t, str) and t for t in spec.tasks), (
+        "tasks must be non-empty sentences"
+    )
     for key in spec.cameras:
         assert key.startswith(IMAGES), f"camera key {key} does not begin with {IMAGES}"
     for names, count, what in (
@@ -145,7 +149,7 @@ def _vectors(observation: Observation) -> Tensor:
 def _check_seed_matters(env: VlaVectorEnv, seed: int) -> None:
     a = _vectors(env.reset(seed=seed)[0])
     assert not torch.equal(a, _vectors(env.reset(seed=seed + 1000)[0])), "another seed gives the same episode"
-    seeds = [seed + i for i in range(env.num_envs)]
+    seeds: Any = [seed + i for i in range(env.num_envs)]
     assert torch.equal(a, _vectors(env.reset(seed=seeds)[0])), "an int seed must give row i the seed + i"
 
 
@@ -193,11 +197,14 @@ def _check_partial_reset(env: VlaVectorEnv, seed: int) -> None:
     mask = terminated | truncated
     mask[0] = True
     images = env.look()
-    after, _ = env.reset(seed=[seed] * env.num_envs, options={"reset_mask": mask.numpy()})
+    seeds: Any = [seed] * env.num_envs
+    after, _ = env.reset(seed=seeds, options={"reset_mask": mask.numpy()})
     _check_observation(env, after)
     kept = ~mask
     assert torch.equal(_vectors(after)[kept], _vectors(middle)[kept]), "a partial reset changed another row"
-    assert torch.equal(_vectors(after)[0], _vectors(before)[0]), "a partial reset does not begin its seed's episode"
+    assert torch.equal(_vectors(after)[0], _vectors(before)[0]), (
+        "a partial reset does not begin its seed's episode"
+    )
     for key, value in env.look().items():
         assert torch.equal(value[kept], images[key][kept]), f"a partial reset changed another row's {key}"
     if kept.any():  # the others go on from where they were
@@ -217,9 +224,13 @@ def _check_truncation(env: VlaVectorEnv, seed: int) -> None:
     action = still.expand(env.num_envs, -1).clone()
     for attempt in range(5):
         env.reset(seed=seed + 100 * attempt)
-        for step in range(1, spec.max_episode_steps + 1):
+        step = 0
+        while step < spec.max_episode_steps:
+            step += 1
             observation, _, terminated, truncated, info = _step(env, action)
-            assert not (info["success"] & truncated).any(), "success at the time limit must terminate, not truncate"
+            assert not (info["success"] & truncated).any(), (
+                "success at the time limit must terminate, not truncate"
+            )
             if (terminated | truncated).any():
                 break
         else:
@@ -246,4 +257,6 @@ def _check_finished(env: VlaVectorEnv, action: Tensor, done: Tensor, final: Obse
     for key, value in env.look(rows).items():
         assert torch.equal(value, pictures[key]), f"{key} of a finished row changes: no autoreset is allowed"
     kept = env.reset(seed=0, options={"reset_mask": torch.zeros(env.num_envs, dtype=torch.bool).numpy()})[0]
-    assert torch.equal(_vectors(kept), _vectors(final)), "the final observation is not kept until the row is reset"
+    assert torch.equal(_vectors(kept), _vectors(final)), (
+        "the final observation is not kept until the row is reset"
+    )
