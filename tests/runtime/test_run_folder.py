@@ -92,7 +92,9 @@ def test_one_process_at_a_time(run):
     code = "import sys; from vla_rl.runtime.run_folder import RunFolder\nRunFolder.open(__import__('pathlib').Path(sys.argv[1]))"
     partial = run.checkpoints / ".tmp-000000007"
     partial.mkdir()
-    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode and f"in use by another process (pid {os.getpid()})" in done.stderr
     assert partial.exists(), "what the owner is writing must not be tidied away by someone who has no lock"
     again = reopen(run)

@@ -52,18 +52,19 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
             mp4), ``machine``. All but ``title`` may be missing.
     """
     run = Path(run)
+    text = render(data)  # before anything is written: an error leaves both files of an earlier report
     report = {key: plain(data.get(key)) for key in JSON_KEYS}
     write_text(run / "report.json", json.dumps(report, indent=2) + "\n")
-    page = run / "report.html"
-    write_text(page, render(data))
-    return page
+    write_text(run / "report.html", text)
+    return run / "report.html"
 
 
 def render(data: dict[str, Any]) -> str:
     """The HTML page; see ``write_report``."""
-    # A summary that evaluated nothing says nothing.
-    data = data | {key: data[key] for key in ("base", "final") if (data.get(key) or {}).get("episodes")}
-    data = data | {key: None for key in ("base", "final") if not (data.get(key) or {}).get("episodes")}
+    data = {key: value if key == "videos" else plain(value) for key, value in data.items()}
+    for key in ("base", "final"):
+        # A summary that evaluated nothing says nothing.
+        data[key] = data.get(key) if (data.get(key) or {}).get("episodes") else None
     parts = [
         _success(data),
         _videos(data.get("videos") or {}),
