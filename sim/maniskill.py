@@ -141,7 +141,9 @@ class ManiSkillEnv:
             "wide": {},
         }
         if len(self.cameras) > 1 or any(c not in known for c in self.cameras):
-            raise UserError(f"env.cameras={list(self.cameras)}: ManiSkill tasks have one of {', '.join(known)}")
+            raise UserError(
+                f"env.cameras={list(self.cameras)}: ManiSkill tasks have one of {', '.join(known)}"
+            )
         common = {"width": size, "height": size, "shader_pack": "minimal"}
         if not self.cameras:
             return {"base_camera": common}
@@ -202,7 +204,9 @@ class ManiSkillEnv:
         if info.get("is_grasped", 0) is None:
             info = self.env.get_info()
         extra = self.env._get_obs_extra(info)
-        parts = [torch.as_tensor(v, dtype=torch.float32).reshape(-1) for k, v in extra.items() if k != "tcp_pose"]
+        parts = [
+            torch.as_tensor(v, dtype=torch.float32).reshape(-1) for k, v in extra.items() if k != "tcp_pose"
+        ]
         return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
 
     def _observe(self, info: dict[str, Any]) -> dict[str, np.ndarray]:

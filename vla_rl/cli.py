@@ -12,7 +12,6 @@ COMMANDS = {
     "pretrain": "behaviour cloning of a base policy from LeRobotDatasets",
     "train": "improve a base policy by reinforcement learning",
     "eval": "success of a policy with 95 % interval, per task, with videos",
-    "bench": "the benchmark suite, side by side in one run",
 }
 
 USAGE = """usage: vla-rl COMMAND [key=value ...] [--debug] [--help]
@@ -71,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     except NonFiniteError as error:
         if debug:
             raise
-        print(f"vla-rl: stopped, {error}; the last good checkpoint is kept (resume=... continues)", file=sys.stderr)
+        print(
+            f"vla-rl: stopped, {error}; the last good checkpoint is kept (resume=... continues)",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("vla-rl: interrupted", file=sys.stderr)

@@ -29,6 +29,10 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
     for text in overrides:
         if "=" not in text:
             raise UserError(f"'{text}' is not key=value")
+        key, _, value = text.partition("=")
+        if key == "experiment" and not (CONFIGS / "experiment" / f"{value}.yaml").is_file():
+            have = [p.stem for p in (CONFIGS / "experiment").glob("*.yaml")]
+            raise UserError(f"unknown experiment '{value}': {nearest(value, have)}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             config = hydra_compose(name, list(overrides))
@@ -88,12 +92,19 @@ def build(node: Any, **extra: Any) -> Any:
     from hydra.utils import instantiate
 
     try:
-        return instantiate(node, _convert_="all", **extra)
+        # Partial, then called: hydra would try to turn the extra objects into configuration.
+        factory = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
         raise UserError(f"{node.get('_target_')}: {str(cause or error).splitlines()[0]}") from error
+    try:
+        return factory(**extra)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) or "required" in str(error):
+            raise UserError(f"{node.get('_target_')}: {error}") from error
+        raise
 
 
 def typed(cls: type, node: Any) -> Any:
@@ -122,4 +133,6 @@ def typed(cls: type, node: Any) -> Any:
 def resolve_path(path: str) -> Path:
     """A folder as given, or relative to the repository (``assets/...``)."""
     given = Path(path).expanduser()
-    return given if given.exists() or given.is_absolute() else (ROOT / path if (ROOT / path).exists() else given)
+    return (
+        given if given.exists() or given.is_absolute() else (ROOT / path if (ROOT / path).exists() else given)
+    )

@@ -116,7 +116,9 @@ def row_seeds(seed: int | Sequence[int] | None, num_envs: int) -> list[int | Non
     if isinstance(seed, (int, np.integer)):
         return [int(seed) + i for i in range(num_envs)]
     if len(seed) != num_envs:
-        raise UserError(f"seed has {len(seed)} entries for {num_envs} environments: give one each, or one int")
+        raise UserError(
+            f"seed has {len(seed)} entries for {num_envs} environments: give one each, or one int"
+        )
     return [int(s) for s in seed]
 
 

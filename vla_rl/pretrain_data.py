@@ -162,9 +162,11 @@ def shifted(images: Tensor, index: Tensor, pixels: int) -> Tensor:
     if not pixels:
         return images[index].float() / 255
     height, width = images.shape[-2:]
-    offset = torch.randint(-pixels, pixels + 1, (2, len(index), 1, 1))
-    rows = (torch.arange(height) + offset[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + offset[1]).clamp(0, width - 1)
-    batch = torch.arange(len(index))[:, None, None]
-    moved = images[index].movedim((-2, -1), (1, 2))[batch, rows.movedim(1, 2), columns]
-    return moved.movedim((1, 2), (-2, -1)).float().div_(255).contiguous()
+    rows = torch.arange(-pixels, height + pixels).clamp(0, height - 1)
+    columns = torch.arange(-pixels, width + pixels).clamp(0, width - 1)
+    padded = images[index].index_select(-2, rows).index_select(-1, columns)
+    moved = torch.empty(*index.shape, *images.shape[1:])
+    # A slice per sample, converted as it is copied: several times faster than one gather.
+    for sample, (dy, dx) in enumerate(torch.randint(0, 2 * pixels + 1, (len(index), 2)).tolist()):
+        moved[sample] = padded[sample, ..., dy : dy + height, dx : dx + width]
+    return moved.div_(255)

@@ -100,10 +100,14 @@ class Trainer:
 
         return demonstrations_of(self.config.demonstrations, self.env, self.algorithm)
 
-    def evaluate(self, episodes: int, seed: int, *, film: int = 0, base: bool = False, progress: Any = None) -> Evaluation:
+    def evaluate(
+        self, episodes: int, seed: int, *, film: int = 0, base: bool = False, progress: Any = None
+    ) -> Evaluation:
         """Success on fixed seeds of the present policy, or of the frozen ``base`` alone."""
-        policy = self.algorithm.policy
-        return evaluate(self.env, policy.base if base else policy, episodes, seed, film=film, progress=progress)
+        policy = self.algorithm.eval_policy
+        return evaluate(
+            self.env, policy.base if base else policy, episodes, seed, film=film, progress=progress
+        )
 
     def learn(self) -> None:
         """Collect and update until ``run.steps`` (or ``run.minutes``) is reached; checkpoints on the way."""
@@ -143,7 +147,7 @@ class Trainer:
             self.checkpoint()
 
     def _update(self) -> None:
-        due = self.algorithm.updates_due(self.env.num_envs)
+        due = self.algorithm.updates_due()
         totals: dict[str, list[torch.Tensor]] = {}
         # The critic-only updates after the warm-up come in slices, so that progress stays visible.
         for _ in range(min(due, 16 * self.env.num_envs)):
@@ -177,7 +181,9 @@ class Trainer:
             }
             (folder / "trainer.json").write_text(json.dumps(state))
 
-        return self.run.save_checkpoint(self.progress.steps, write, keep=int(self.config.run.keep_checkpoints))
+        return self.run.save_checkpoint(
+            self.progress.steps, write, keep=int(self.config.run.keep_checkpoints)
+        )
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from a checkpoint folder."""

@@ -33,7 +33,9 @@ class Expert:
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """The running disturbance [B, A]."""
-        return TensorDict({"disturbance": torch.zeros(batch_size, self.spec.action_dim)}, batch_size=[batch_size])
+        return TensorDict(
+            {"disturbance": torch.zeros(batch_size, self.spec.action_dim)}, batch_size=[batch_size]
+        )
 
     def needs_images(self, state: TensorDict) -> Tensor:
         """Never: experts read the simulator's state."""

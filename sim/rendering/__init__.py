@@ -18,7 +18,10 @@ from sim.rendering.layer import LAYER_NAME, build_layer
 from vla_rl.errors import UserError
 
 LAVAPIPE = ("/usr/share/vulkan/icd.d/lvp_icd*.json", "/usr/local/share/vulkan/icd.d/lvp_icd*.json")
-SWIFTSHADER = ("/usr/lib/chromium/vk_swiftshader_icd.json", "/usr/lib/chromium-browser/vk_swiftshader_icd.json")
+SWIFTSHADER = (
+    "/usr/lib/chromium/vk_swiftshader_icd.json",
+    "/usr/lib/chromium-browser/vk_swiftshader_icd.json",
+)
 NVIDIA = (
     "/usr/share/vulkan/icd.d/nvidia_icd*.json",
     "/etc/vulkan/icd.d/nvidia_icd*.json",

@@ -34,7 +34,9 @@ def build_layer() -> Path:
         return folder
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise UserError("software rendering needs a C compiler once: install gcc and libvulkan-dev (or run `make setup`)")
+        raise UserError(
+            "software rendering needs a C compiler once: install gcc and libvulkan-dev (or run `make setup`)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libvla_rl_semaphore.so"
     temporary = folder / f"{library.name}.{os.getpid()}"

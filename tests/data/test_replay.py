@@ -28,7 +28,9 @@ def frames(
     stamp = torch.tensor(stamps, dtype=torch.float32)
     observation = {"observation.state": stamp[:, None].repeat(1, 3)}
     if image:
-        observation["observation.images.front"] = (stamp % 256).to(torch.uint8).view(k, 1, 1, 1).expand(k, 3, 4, 4)
+        observation["observation.images.front"] = (
+            (stamp % 256).to(torch.uint8).view(k, 1, 1, 1).expand(k, 3, 4, 4)
+        )
     return TensorDict(
         {
             "observation": TensorDict(observation, batch_size=[k]),
@@ -109,7 +111,9 @@ def check(buffer: ReplayBuffer, reference: Reference, n_step: int, gamma: float)
     n_step=st.integers(1, 6),
     gamma=st.floats(0.5, 1.0),
 )
-def test_equals_the_plain_reference(seed: int, rows: int, length: int, steps: int, n_step: int, gamma: float) -> None:
+def test_equals_the_plain_reference(
+    seed: int, rows: int, length: int, steps: int, n_step: int, gamma: float
+) -> None:
     rng = random.Random(seed)
     buffer, reference = ReplayBuffer(rows * length, rows), Reference(length, rows)
     stamp, owed = 0, [False] * rows
@@ -118,7 +122,9 @@ def test_equals_the_plain_reference(seed: int, rows: int, length: int, steps: in
         batch = []
         for row in chosen:
             ending = rng.choice(["none", "none", "none", "terminated", "truncated", "cut"])
-            frame = dict(stamp=stamp, reward=round(rng.random(), 3), terminated=False, truncated=False, final=False)
+            frame = dict(
+                stamp=stamp, reward=round(rng.random(), 3), terminated=False, truncated=False, final=False
+            )
             if owed[row] or ending == "cut":
                 frame |= {"final": True, "reward": 0.0}
             elif ending != "none":
@@ -127,7 +133,10 @@ def test_equals_the_plain_reference(seed: int, rows: int, length: int, steps: in
             batch.append(frame)
             stamp += 1
         buffer.append(
-            frames([f["stamp"] for f in batch], *([f[k] for f in batch] for k in ("reward", "terminated", "truncated", "final"))),
+            frames(
+                [f["stamp"] for f in batch],
+                *([f[k] for f in batch] for k in ("reward", "terminated", "truncated", "final")),
+            ),
             torch.tensor(chosen),
         )
         for row, frame in zip(chosen, batch, strict=True):
@@ -182,7 +191,9 @@ def test_closing_a_row_bootstraps_from_its_newest_frame() -> None:
     for stamp in range(3, 5):
         buffer.append(frames([stamp, 10 + stamp], reward=[1.0, 1.0]), torch.tensor([0, 1]))
     got = buffer.gather(buffer.starts(), 3, 0.5)
-    table = dict(zip(got["observation", "observation.state"][:, 0].tolist(), got["reward"].tolist(), strict=True))
+    table = dict(
+        zip(got["observation", "observation.state"][:, 0].tolist(), got["reward"].tolist(), strict=True)
+    )
     assert table[0] == 1.5 and table[1] == 1.0 and 2 not in table  # frame 2 became the closing frame
     assert table[10] == 1.75
 

@@ -44,7 +44,9 @@ def test_ensemble_equals_a_loop_of_single_networks(layer_norm: bool) -> None:
         torch.testing.assert_close(values[member], expected, rtol=1e-5, atol=1e-5)
         (expected * weight[member]).sum().backward()
         first = next(m for m in net if isinstance(m, nn.Linear))
-        torch.testing.assert_close(ensemble.weights[0].grad[member].T, first.weight.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ensemble.weights[0].grad[member].T, first.weight.grad, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_subset_of_members_is_those_members() -> None:

@@ -36,7 +36,12 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, spec: EnvSpec, keys: Sequence[str] = (), image_features: int = 64, kind: str = "vit", shift: int = 4
+        self,
+        spec: EnvSpec,
+        keys: Sequence[str] = (),
+        image_features: int = 64,
+        kind: str = "vit",
+        shift: int = 4,
     ) -> None:
         super().__init__()
         widths = {STATE: spec.state_dim, ENV_STATE: spec.env_state_dim}
@@ -188,7 +193,9 @@ def join(parts: list[TensorDict]) -> TensorDict:
         values = {}
         for key, first in dicts[0].items():
             items = [d[key] for d in dicts]
-            values[key] = torch.cat(items) if isinstance(first, Tensor) else cat([dict(i.items()) for i in items])
+            values[key] = (
+                torch.cat(items) if isinstance(first, Tensor) else cat([dict(i.items()) for i in items])
+            )
         return TensorDict._new_unsafe(values, batch_size=size)
 
     return cat([dict(p.items()) for p in parts])

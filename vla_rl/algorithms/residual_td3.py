@@ -143,7 +143,9 @@ def with_actions(features: Tensor, actions: Tensor) -> Tensor:
     return torch.cat([features[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)
 
 
-def critic_values(critic: EnsembleMLP, features: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+def critic_values(
+    critic: EnsembleMLP, features: Tensor, actions: Tensor, members: Tensor | None = None
+) -> Tensor:
     """[E, B, M] values of normalised ``actions`` [B, M, A]."""
     x = with_actions(features, actions)
     return critic(x.flatten(0, 1), members).view(-1, *x.shape[:2])
@@ -180,15 +182,26 @@ class ResidualTD3:
         ).to(device)
         inputs, hidden, norm = self.encoder.features, config.hidden, config.layer_norm
         self.actor = Actor(inputs, env_spec.action_dim, hidden, norm).to(device)
-        self.critic = EnsembleMLP(config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm).to(device)
-        self.target_critic = EnsembleMLP(config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm)
+        self.critic = EnsembleMLP(config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm).to(
+            device
+        )
+        self.target_critic = EnsembleMLP(
+            config.critics, inputs + env_spec.action_dim, hidden, layer_norm=norm
+        )
         self.target_critic.to(device).load_state_dict(self.critic.state_dict())
         self.target_critic.requires_grad_(False)
         seen = [p for p in self.encoder.parameters() if p.requires_grad]
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True)
-        self.critic_optimizer = torch.optim.Adam([*self.critic.parameters(), *seen], lr=config.critic_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(
+            [*self.critic.parameters(), *seen], lr=config.critic_lr, fused=True
+        )
         self.experience = Experience(
-            config.capacity, config.warmup_steps, config.demonstration_capacity, num_envs, self.encoder.keys, device
+            config.capacity,
+            config.warmup_steps,
+            config.demonstration_capacity,
+            num_envs,
+            self.encoder.keys,
+            device,
         )
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)  # learning
@@ -210,7 +223,11 @@ class ResidualTD3:
             )
             for _ in range(2)
         )
-        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = self._critic_loss, self._target, self._actor_loss
+        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = (
+            self._critic_loss,
+            self._target,
+            self._actor_loss,
+        )
         if config.compile:
             self._critic_loss_fn = torch.compile(self._critic_loss)
             self._target_fn = torch.compile(self._target)
@@ -291,7 +308,9 @@ class ResidualTD3:
         with torch.no_grad():
             following = self.encoder(batch["next_observation"], True, self.generator)
             noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
-            members = torch.randperm(config.critics, generator=self.generator, device=self.device)[: config.subset]
+            members = torch.randperm(config.critics, generator=self.generator, device=self.device)[
+                : config.subset
+            ]
             target = self._target_fn(
                 following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
             )
@@ -313,7 +332,7 @@ class ResidualTD3:
     def _target(
         self, features: Tensor, base: Tensor, reward: Tensor, discount: Tensor, noise: Tensor, members: Tensor
     ) -> Tensor:
-        """y [B] for the acting rule at the bootstrap state: edit every candidate, let the critic choose."""
+        """Y [B] for the acting rule at the bootstrap state: edit every candidate, let the critic choose."""
         correction = (self.actor(features, self.box.normalize(base)) + noise).clamp(-1, 1)
         edited = self.box.clip(base + self.box.half * self.scale * correction)
         options = torch.cat([self.box.clip(base), edited], dim=1) if self.config.gate else edited

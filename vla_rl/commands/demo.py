@@ -6,7 +6,7 @@ Evaluates the shipped base VLA on 100 episodes, improves it by residual off-poli
 evaluates 100 other episodes and writes runs/<name>/report.html with curves and before/after video. Any setting
 of `vla-rl train` may follow. Run it again with resume=runs/<name> after an interruption.
 
-examples:
+Examples:
   vla-rl demo
   vla-rl demo name=second seed=7
 """

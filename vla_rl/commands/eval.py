@@ -9,7 +9,7 @@ usage: vla-rl eval policy=... env=... [episodes=N] [seed=S] [json=FILE] [videos=
   episodes=100 seed=100000          the same seeds whatever the number of environments
   film=2 videos=DIR                 keep a video of the first episodes of each task
 
-examples:
+Examples:
   vla-rl eval policy.path=assets/smolvla-nano env=table episodes=90
   vla-rl eval policy.path=runs/demo env=table json=after.json
 """
@@ -35,7 +35,12 @@ def run(overrides: list[str]) -> int:
         policy = load_policy(config.policy, env)
         with track("evaluate", config.episodes, unit="episode") as bar:
             result = evaluate(
-                env, policy, config.episodes, config.seed, film=config.film, progress=lambda n, _: bar.update(n)
+                env,
+                policy,
+                config.episodes,
+                config.seed,
+                film=config.film,
+                progress=lambda n, _: bar.update(n),
             )
     finally:
         env.close()

@@ -8,7 +8,7 @@ usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] 
   out=assets/mine                    a plain LeRobot policy folder; the same command again continues
                                      an interrupted run
 
-examples:
+Examples:
   vla-rl pretrain datasets=[data/table] out=assets/smolvla-nano steps=6000
 """
 

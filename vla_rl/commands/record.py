@@ -7,7 +7,7 @@ usage: vla-rl record env=... policy=expert episodes=N out=DIR [seed=S] [only_suc
   episodes=60 seed=50000             episode i begins from seed + i
   out=data/table                     a LeRobotDataset v3; the same command again continues an interrupted one
 
-examples:
+Examples:
   vla-rl record env=table policy=expert policy.noise=0.1 episodes=300 out=data/table
 """
 

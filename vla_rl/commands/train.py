@@ -13,7 +13,7 @@ usage: vla-rl train experiment=NAME [key=value ...]
 A run folder holds config.yaml, metrics.jsonl, checkpoints/, videos/, report.html and report.json.
 kill it whenever you like: resume= continues from the newest good checkpoint.
 
-examples:
+Examples:
   vla-rl train experiment=table run.name=mine
   vla-rl train resume=runs/mine
 """
@@ -122,7 +122,9 @@ def _measure(trainer: Any, name: str, episodes: int, seed: int, *, base: bool = 
         keys = sorted(result.videos)
         videos = trainer.run.path / "videos"
         videos.mkdir(exist_ok=True)
-        frames = grid([result.videos[k] for k in keys], [k[0] for k in keys], [won.get(k, False) for k in keys], 3)
+        frames = grid(
+            [result.videos[k] for k in keys], [k[0] for k in keys], [won.get(k, False) for k in keys], 3
+        )
         save_mp4(frames, videos / f"{name}.mp4", fps=int(trainer.env.env_spec.rate_hz))
     write_json(trainer.run.path / f"{name}.json", summary)
     return summary

@@ -40,7 +40,9 @@ def demonstrations_of(config: Any, env: VlaVectorEnv, algorithm: Any) -> int:
         algorithm.add_demonstrations(frames)
         return len(episodes)
     if not config.get("expert"):
-        raise UserError("demonstrations need a path (LeRobotDataset) or an expert; or set demonstrations.episodes=0")
+        raise UserError(
+            "demonstrations need a path (LeRobotDataset) or an expert; or set demonstrations.episodes=0"
+        )
     expert = build(config.expert, env=env)
     return show(env, expert, base, algorithm, int(config.episodes), int(config.seed))
 
@@ -66,5 +68,7 @@ def show(env: VlaVectorEnv, expert: Policy, base: Policy, algorithm: Any, episod
     while kept < episodes:
         collector.step()
         if collector.episodes_started > 3 * episodes + env.num_envs:
-            raise UserError(f"the expert succeeded in {kept} of {collector.episodes_started} episodes: lower its noise")
+            raise UserError(
+                f"the expert succeeded in {kept} of {collector.episodes_started} episodes: lower its noise"
+            )
     return kept

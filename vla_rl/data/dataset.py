@@ -268,9 +268,7 @@ def _decode_into(
             start = round(rows[index][f"videos/{key}/from_timestamp"] * meta.fps)
             stop = start + loaded[index].length
             if stop > len(frames):
-                raise UserError(
-                    f"{file} has {len(frames)} frames, episode {index} needs {stop}: restore it"
-                )
+                raise UserError(f"{file} has {len(frames)} frames, episode {index} needs {stop}: restore it")
             # A copy when only some episodes are wanted, so that the rest of the file can be freed.
             part = frames[start:stop]
             loaded[index].data[key] = part if len(indices) == meta.total_episodes else part.clone()
@@ -282,4 +280,3 @@ def episode_tasks(episodes: Sequence[Episode]) -> dict[str, int]:
     for episode in episodes:
         counts[episode.task] = counts.get(episode.task, 0) + 1
     return counts
-

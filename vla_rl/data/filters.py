@@ -52,9 +52,7 @@ def drop_idle(episode: Episode, min_motion: float = 1e-4) -> Episode:
     return dataclasses.replace(episode, data={key: value[moved] for key, value in episode.data.items()})
 
 
-def split(
-    episodes: Sequence[Episode], fraction: float, seed: int = 0
-) -> tuple[list[Episode], list[Episode]]:
+def split(episodes: Sequence[Episode], fraction: float, seed: int = 0) -> tuple[list[Episode], list[Episode]]:
     """(training, held out) episodes, ``fraction`` of each instruction's held out at random."""
     if not 0 <= fraction < 1:
         raise UserError(f"held-out fraction {fraction} must be in [0, 1)")

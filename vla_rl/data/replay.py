@@ -8,7 +8,6 @@ change without a rebuild. Sampling is index arithmetic on a few flat flag tensor
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -162,7 +161,10 @@ class ReplayBuffer:
             [b] discounted reward sum, [b] bootstrap discount gamma^m, [b] index of the bootstrap frame.
         """
         base = torch.div(index, self.length, rounding_mode="floor") * self.length
-        at = base[:, None] + ((index - base)[:, None] + torch.arange(n_step + 1, device=self.device)) % self.length
+        at = (
+            base[:, None]
+            + ((index - base)[:, None] + torch.arange(n_step + 1, device=self.device)) % self.length
+        )
         body = at[:, :-1]
         ended = self.terminated[body]
         # Step k counts if it is valid and none before it ended the episode. The newest frame of a row is not
@@ -255,7 +257,11 @@ class ReplayBuffer:
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-            why = "no space left: free some, or lower algorithm.capacity" if full else str(error).splitlines()[0]
+            why = (
+                "no space left: free some, or lower algorithm.capacity"
+                if full
+                else str(error).splitlines()[0]
+            )
             raise UserError(f"cannot write replay to {folder}: {why}") from error
         os.replace(temporary, folder / FILE)
 

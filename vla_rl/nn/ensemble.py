@@ -88,7 +88,7 @@ def mlp(
 
 @torch.no_grad()
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, all parameters in one fused call; buffers are copied."""
+    """Target <- (1 - tau) target + tau source, all parameters in one fused call; buffers are copied."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
     for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
         mine.copy_(theirs)

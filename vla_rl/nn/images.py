@@ -92,9 +92,7 @@ class ImageEncoder(nn.Module):
                 raise UserError(f"{key} is {height} x {width}: the image encoder needs at least 20 x 20")
         self.keys = tuple(cameras)
         self.features = features * len(self.keys)
-        self.cameras = nn.ModuleList(
-            [_Camera(h, w, features, kind, dim, heads) for h, w in cameras.values()]
-        )
+        self.cameras = nn.ModuleList([_Camera(h, w, features, kind, dim, heads) for h, w in cameras.values()])
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Feature key -> [B, 3, H, W] uint8; gives [B, features * cameras] in (-1, 1)."""

@@ -69,4 +69,4 @@ def load_run(run: Path, env: VlaVectorEnv) -> Policy:
         raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")
     algorithm = build_algorithm(config, env)
     algorithm.load(checkpoint / "algorithm", replay=False)
-    return algorithm.policy
+    return algorithm.eval_policy

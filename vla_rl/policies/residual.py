@@ -63,7 +63,9 @@ def action_scale(scale: float | Sequence[float], actions: int) -> Tensor:
             "or one for each dimension"
         )
     if not ((values >= 0) & (values <= 2)).all():
-        raise UserError(f"algorithm.scale={scale} is outside [0, 2]: it is a fraction of half the action range")
+        raise UserError(
+            f"algorithm.scale={scale} is outside [0, 2]: it is a fraction of half the action range"
+        )
     return values.expand(actions).clone()
 
 
@@ -185,7 +187,9 @@ class Residual:
         if edited.shape[1] == 1 and not self.gate:
             return edited[:, 0]
         if self.value is None:
-            raise UserError("several base candidates or a gate need a critic: set algorithm.candidates=1, gate=false")
+            raise UserError(
+                "several base candidates or a gate need a critic: set algorithm.candidates=1, gate=false"
+            )
         options = torch.cat([self.box.clip(base), edited], dim=1) if self.gate else edited
         values = self.value(features, self.box.normalize(options))
         best = preference(values, self.margin if self.gate else 0.0).argmax(dim=1)

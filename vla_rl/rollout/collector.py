@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import NonFiniteError
-from vla_rl.keys import ENV_STATE, IMAGES, STATE
+from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.base import Observation, Policy, check_compatible, reset_rows
 
 FrameSink = Callable[[TensorDict, Tensor], None]
@@ -146,13 +146,14 @@ class Collector:
         if not torch.isfinite(action).all():
             raise NonFiniteError("the policy's action is not finite")
         action = torch.maximum(torch.minimum(action, self.high), self.low)
+        # Before the step: an environment may hand out views of memory that the step overwrites.
+        frames = self._frames(observation, output, action) if self.sink is not None else None
         after, reward, terminated, truncated, info = self.env.step(action)
         self.length += 1
         count = self.env.num_envs
         self.steps += count
         self.last_base = _base_candidates(output)
-        if self.sink is not None:
-            frames = self._frames(observation, output, action)
+        if self.sink is not None and frames is not None:
             frames.update({"reward": reward, "terminated": terminated, "truncated": truncated})
             self.sink(frames, torch.arange(count))
         self.observation, self.state = after, next_state
@@ -213,7 +214,12 @@ class Collector:
 
     def _nothing(self) -> TensorDict:
         """An output whose base actions are zeros, shaped like the last decision's."""
-        return TensorDict({"action": torch.zeros_like(self.last_base[:, 0]), "base_action": torch.zeros_like(self.last_base)})
+        return TensorDict(
+            {
+                "action": torch.zeros_like(self.last_base[:, 0]),
+                "base_action": torch.zeros_like(self.last_base),
+            }
+        )
 
     def _frames(self, observation: Observation, output: TensorDict, action: Tensor) -> TensorDict:
         count = self.env.num_envs
@@ -221,7 +227,9 @@ class Collector:
         flags = torch.zeros(count, dtype=torch.bool)
         return TensorDict(
             {
-                "observation": TensorDict({key: observation[key].clone() for key in keys}, batch_size=[count]),
+                "observation": TensorDict(
+                    {key: observation[key].clone() for key in keys}, batch_size=[count]
+                ),
                 "base_action": _base_candidates(output).clone(),
                 "action": action,
                 "intervention": output.get("intervention", flags),

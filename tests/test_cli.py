@@ -1,0 +1,55 @@
+"""Every documented mistake is one line on stderr and exit code 2, before anything slow starts."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vla_rl.cli import COMMANDS, main
+
+
+def run(capsys, *args):
+    code = main(list(args))
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_help_is_quick_and_complete():
+    best = 9.0
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "vla_rl.cli", "--help"], capture_output=True, text=True)
+        best = min(best, time.perf_counter() - began)
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+    heavy = "import sys, vla_rl.cli; vla_rl.cli.main(['--help']); print([m for m in ('torch','hydra') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True)
+        .stdout.strip()
+        .endswith("[]")
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(capsys, name):
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0 and f"vla-rl {name}" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["trian"], "did you mean train"),
+        (["eval", "episodse=3"], "did you mean episodes"),
+        (["eval", "env=tabel"], "unknown env 'tabel': did you mean table"),
+        (["train", "algorithm.scael=0.2"], "did you mean algorithm.scale"),
+        (["train", "experiment=tabel"], "did you mean table"),
+        (["train", "nonsense"], "'nonsense' is not key=value"),
+        (["train", "resume=runs/does-not-exist"], "no run there"),
+        (["pretrain", "datasets=[nowhere]", "out=x"], "nowhere is not a LeRobotDataset"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, args, expected):
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert expected in err and len(err.strip().splitlines()) == 1

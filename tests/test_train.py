@@ -1,0 +1,163 @@
+"""The training loop: resume equals an uninterrupted run bit for bit; kill -9 loses nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from reach import Reach, Walk
+from safetensors.torch import load_file
+
+import vla_rl.train as train_module
+from vla_rl.errors import UserError
+from vla_rl.runtime.run_folder import RunFolder
+from vla_rl.train import Trainer, open_run
+
+CONFIG = {
+    "policy": {},
+    "env": {},
+    "demonstrations": {"episodes": 0},
+    "algorithm": {
+        "_target_": "vla_rl.algorithms.factory.residual_td3",
+        "scale": 0.5,
+        "warmup_steps": 60,
+        "critic_updates": 10,
+        "hidden": [16, 16],
+        "critics": 2,
+        "batch_size": 16,
+        "capacity": 4000,
+    },
+    "run": {
+        "root": "",
+        "name": "r",
+        "seed": 3,
+        "steps": 400,
+        "minutes": None,
+        "checkpoint_every": 100,
+        "keep_checkpoints": 10,
+        "log_every": 50,
+        "eval_every": 0,
+        "eval_episodes": 4,
+        "eval_seed": 9,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def walking_base(monkeypatch):
+    monkeypatch.setattr(train_module, "load_base", lambda config, candidates=1: Walk(0.05))
+
+
+def trainer(tmp_path, name):
+    config = OmegaConf.create(CONFIG)
+    config.run.root, config.run.name = str(tmp_path), name
+    return config, lambda run: Trainer(config, run, Reach(4))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every tensor of the newest checkpoint as bytes (a safetensors header has no fixed order)."""
+    newest = RunFolder.latest_in(run)
+    found = {}
+    for path in sorted(newest.rglob("*.safetensors")):
+        for key, value in load_file(path).items():
+            found[f"{path.relative_to(newest)}:{key}"] = value.numpy().tobytes()
+    return found
+
+
+def test_resume_is_bit_exact(tmp_path):
+    config, make = trainer(tmp_path, "whole")
+    run, _ = open_run(config, None, "")
+    make(run).learn()
+    run.close()
+
+    class Stop(Exception):
+        pass
+
+    config, make = trainer(tmp_path, "parts")
+    run, _ = open_run(config, None, "")
+    first = make(run)
+
+    def stop(progress, metrics):
+        if progress.steps >= 260:
+            raise Stop
+
+    first.on_progress = stop
+    with pytest.raises(Stop):
+        first.learn()
+    run.close()
+    torch.manual_seed(999)  # whatever the new process would start with
+    run, checkpoint = open_run(config, str(tmp_path / "parts"), "")
+    again = make(run)
+    again.restore(checkpoint)
+    assert again.progress.steps == 200
+    again.learn()
+    run.close()
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert len(whole) > 20 and set(whole) == set(parts)
+    assert [name for name in whole if whole[name] != parts.get(name)] == []
+    steps = [json.loads(t)["step"] for t in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_existing_run_is_never_overwritten(tmp_path):
+    config, _ = trainer(tmp_path, "r")
+    run, _ = open_run(config, None, "a: 1\n")
+    run.close()
+    with pytest.raises(UserError, match="exists"):
+        open_run(config, None, "a: 2\n")
+    assert (tmp_path / "r" / "config.yaml").read_text() == "a: 1\n"
+    with pytest.raises(UserError, match="no run there"):
+        open_run(config, str(tmp_path / "nothing"), "")
+
+
+CHILD = """
+import sys
+sys.path[:0] = [{data!r}, {root!r}]
+import test_train as t
+t.train_module.load_base = lambda config, candidates=1: t.Walk(0.05)
+config, make = t.trainer({tmp!r}, "killed")
+import pathlib
+folder = pathlib.Path({tmp!r}) / "killed"
+resume = str(folder) if (folder / "config.yaml").is_file() else None
+config.run.steps = 10**6
+config.run.checkpoint_every = 60
+config.run.keep_checkpoints = 2
+run, checkpoint = t.open_run(config, resume, "x: 1")
+trainer = make(run)
+if checkpoint is not None:
+    trainer.restore(checkpoint)
+print("ready", trainer.progress.steps, flush=True)
+trainer.learn()
+"""
+
+
+def test_sigkill_at_random_moments_always_leaves_a_loadable_run(tmp_path):
+    here = Path(__file__).parent
+    code = CHILD.format(data=str(here / "data"), root=str(here), tmp=str(tmp_path))
+    moments = random.Random(0)
+    seen = [0]
+    kills = 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
+    while kills < 20:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        line = child.stdout.readline()
+        assert line.startswith("ready"), line
+        seen.append(int(line.split()[1]))
+        # Several kills of one start-up would only kill imports: die while it collects, learns and saves.
+        time.sleep(moments.uniform(0.0, 0.4))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+        newest = RunFolder.latest_in(tmp_path / "killed")
+        if newest is not None:
+            assert int(newest.name) >= seen[-1]
+    assert seen[-1] > 0 and seen == sorted(seen)

@@ -1,0 +1,15 @@
+"""Algorithms from configuration keys; ``configs/algorithm/*.yaml`` name these functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
+from vla_rl.config import typed
+from vla_rl.environment import EnvSpec
+from vla_rl.policies.base import Policy
+
+
+def residual_td3(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> ResidualTD3:
+    """ResFiT and EXPO; unknown settings fail with the nearest field."""
+    return ResidualTD3(typed(ResidualTD3Config, settings), base, env_spec, num_envs)
