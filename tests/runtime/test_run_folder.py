@@ -120,8 +120,10 @@ def test_log_txt_holds_the_packages_log_until_close(run):
     logging.getLogger("vla_rl.something").warning("a worker died")
     run.close()
     logging.getLogger("vla_rl.something").warning("later")
+    RunFolder.open(run.path).close()
     text = (run.path / "log.txt").read_text()
     assert "WARNING vla_rl.something: a worker died" in text and "later" not in text
+    assert "begun by process" in text and text.rstrip().endswith("from the start")
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ __all__ = ["RunFolder", "check_free_disk", "read_metrics", "verify_checkpoint"]
 NEED_MB = 512
 """MiB that must be free before a run begins."""
 
+log = logging.getLogger("vla_rl.run")
+
 _open: set[Path] = set()
 """Folders this process holds: a record lock does not keep a process from itself."""
 
@@ -68,7 +70,9 @@ class RunFolder:
             if os.path.lexists(path):
                 raise UserError(exists) from error
             raise UserError(f"cannot create {path}: {error.strerror}: choose another run.root") from error
-        return cls(path)
+        run = cls(path)
+        log.info("begun by process %d", os.getpid())
+        return run
 
     @classmethod
     def open(cls, path: Path, need_mb: int = NEED_MB) -> RunFolder:
@@ -92,7 +96,11 @@ class RunFolder:
             if newest is None and store.complete(run.checkpoints):
                 # Starting over here would throw away the run's metrics and, later, what could be rescued.
                 raise _unusable(path, store.complete(run.checkpoints)[0])
-            truncate_rows(run.metrics, store.step_of(newest) if newest else -1)
+            step = store.step_of(newest) if newest else -1
+            truncate_rows(run.metrics, step)
+            log.info(
+                "resumed by process %d %s", os.getpid(), f"at step {step}" if newest else "from the start"
+            )
         except BaseException:
             run.close()
             raise
