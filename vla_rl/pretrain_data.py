@@ -164,9 +164,9 @@ def shifted(images: Tensor, index: Tensor, pixels: int) -> Tensor:
     height, width = images.shape[-2:]
     rows = torch.arange(-pixels, height + pixels).clamp(0, height - 1)
     columns = torch.arange(-pixels, width + pixels).clamp(0, width - 1)
-    padded = images[index].index_select(-2, rows).index_select(-1, columns)
     moved = torch.empty(*index.shape, *images.shape[1:])
-    # A slice per sample, converted as it is copied: several times faster than one gather.
+    # Sample by sample: one gather for the whole batch takes longer, and padding the batch far longer.
     for sample, (dy, dx) in enumerate(torch.randint(0, 2 * pixels + 1, (len(index), 2)).tolist()):
-        moved[sample] = padded[sample, ..., dy : dy + height, dx : dx + width]
+        part = images[index[sample]][..., rows[dy : dy + height], :]
+        moved[sample] = part[..., columns[dx : dx + width]]
     return moved.div_(255)
