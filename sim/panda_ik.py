@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import pinocchio as pin
+import pinocchio as pin  # pyright: ignore[reportMissingImports]  (the wheel puts it on a path of its own)
 
 TCP_FRAME = "panda_hand_tcp"
 

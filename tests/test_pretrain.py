@@ -269,6 +269,12 @@ def test_an_existing_folder_is_never_overwritten(dataset, tmp_path):
         )
     with pytest.raises(UserError, match="begun with lr=0.001, not 0.01"):
         pretrain(replace(VLA, lr=0.01), [dataset], begun)
+    notes = begun / "pretrain.json"
+    text = notes.read_text()
+    notes.write_text('{"step": 3}')
+    with pytest.raises(UserError, match="another version of vla-rl"):
+        pretrain(VLA, [dataset], begun)
+    notes.write_text(text)
     (begun / "training.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="cannot be continued"):
         pretrain(VLA, [dataset], begun)

@@ -76,6 +76,12 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     env_spec: EnvSpec
     num_envs: int
 
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin episodes in the rows that ``options["reset_mask"]`` names (all without it)."""
+        raise NotImplementedError
+
     def look(self, rows: Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
         """Render rows' cameras in their present state.
 
@@ -109,7 +115,7 @@ class VlaVectorEnv(gym.vector.VectorEnv):
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 
 
-def row_seeds(seed: int | Sequence[int] | None, num_envs: int) -> list[int | None]:
+def row_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
     """Spread ``seed`` over rows as the contract says (int: seed + i)."""
     if seed is None:
         return [None] * num_envs
@@ -119,7 +125,7 @@ def row_seeds(seed: int | Sequence[int] | None, num_envs: int) -> list[int | Non
         raise UserError(
             f"seed has {len(seed)} entries for {num_envs} environments: give one each, or one int"
         )
-    return [int(s) for s in seed]
+    return [None if s is None else int(s) for s in seed]
 
 
 def row_mask(options: dict[str, Any] | None, num_envs: int) -> np.ndarray:

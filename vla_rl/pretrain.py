@@ -348,7 +348,11 @@ class Pretrainer:
             raise UserError(
                 f"{self.out} cannot be continued: {first_line(error)} (remove it to begin anew)"
             ) from error
-        begun, now = notes["settings"], self._settings()
+        begun, now = notes.get("settings"), self._settings()
+        if begun is None:
+            raise UserError(
+                f"{self.out} was begun by another version of vla-rl: remove it, or choose another out="
+            )
         for name in now:
             if begun.get(name) != now[name]:
                 raise UserError(

@@ -124,7 +124,7 @@ class Experience:
                     "camera, or change algorithm.observation_keys"
                 )
         kept = frames.copy()
-        kept["observation"] = observation.select(*self.keys)
+        kept["observation"] = observation.select(*self.keys)  # type: ignore[attr-defined]  # pyright: ignore
         return kept
 
     def append(self, frames: TensorDict, rows: Tensor, warming: bool) -> None:

@@ -42,7 +42,7 @@ def run(overrides: list[str]) -> int:
                 seed=config.seed,
                 only_success=config.only_success,
                 deterministic=config.deterministic,
-                progress=lambda n, *_: bar.update(n),
+                progress=lambda seen: bar.update(seen["episodes"], attempts=seen["attempts"]),
             )
     finally:
         env.close()

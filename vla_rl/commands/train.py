@@ -94,9 +94,9 @@ def _work(trainer: Any, config: Any, checkpoint: Path | None) -> dict[str, Any]:
 
         def show(progress: Any, metrics: dict[str, float]) -> None:
             success = progress.success()
-            fields = {"success": "-" if success is None else f"{100 * success:.0f} %"}
-            fields |= {"updates": trainer.algorithm.updates, "q": f"{metrics.get('q', 0.0):.2f}"}
-            bar.update(progress.steps, **fields)
+            shown = "-" if success is None else f"{100 * success:.0f} %"
+            counts = {"update": trainer.algorithm.updates}
+            bar.update(progress.steps, counts=counts, success=shown, q=f"{metrics.get('q', 0.0):.2f}")
 
         trainer.on_progress = show
         trainer.learn()

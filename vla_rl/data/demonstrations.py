@@ -78,7 +78,7 @@ def demonstration_frames(
     stored = [STATE] + ([ENV_STATE] if env_spec.env_state_dim else []) + list(image_keys)
     base = _base_actions(sequences, base_policy, deterministic, batch_size)
     frames = TensorDict.cat([s.frames(stored, b) for s, b in zip(sequences, base, strict=True)])
-    return frames, torch.zeros(len(frames), dtype=torch.int64)
+    return frames, torch.zeros(len(frames), dtype=torch.int64)  # type: ignore[return-value]
 
 
 class _Sequence:

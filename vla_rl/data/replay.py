@@ -63,7 +63,7 @@ class ReplayBuffer:
         self._count = 0
         self._powers_of: tuple[int, float] | None = None
         if example_frame is not None:
-            self.storage.set(torch.zeros(1, dtype=torch.long), self._stored(example_frame[:1]))
+            self.storage.set(torch.zeros(1, dtype=torch.long), self._stored(example_frame[:1]))  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         """Frames held, closing frames included."""
@@ -96,7 +96,7 @@ class ReplayBuffer:
             rank = _rank(rows)
             slot, older = (slot + rank) % self.length, older + rank
         index = rows * self.length + slot
-        self.storage.set(index, self._stored(frames))
+        self.storage.set(index, self._stored(frames))  # type: ignore[arg-type]
         for name in FLAGS:
             getattr(self, name)[index] = frames[name].to(self.device)
         self.pointer = (self.pointer + counts) % self.length
@@ -299,7 +299,7 @@ class ReplayBuffer:
         frames = TensorDict({}, batch_size=[len(index)])
         for name, value in tensors.items():
             frames[tuple(name.split("/")[1:])] = value
-        self.storage.set(index, frames.to(self.device))
+        self.storage.set(index, frames.to(self.device))  # type: ignore[arg-type]
 
     def _filled_index(self) -> Tensor:
         """[count] indices of all frames held."""
