@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,9 @@ class ManiSkillEnv:
         from mani_skill.utils.registration import REGISTERED_ENVS
 
         import sim.maniskill_tasks  # noqa: F401  (registers ours)
+
+        # It warns at every start that the stock scenes leave a pose at its default.
+        logging.getLogger("mani_skill").setLevel(logging.ERROR)
 
         if id not in REGISTERED_ENVS:
             near = ", ".join(difflib.get_close_matches(id, REGISTERED_ENVS, 3, 0.4)) or "see docs"

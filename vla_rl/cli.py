@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "behaviour cloning of a base policy from LeRobotDatasets",
     "train": "improve a base policy by reinforcement learning",
     "eval": "success of a policy with 95 % interval, per task, with videos",
+    "bench": "measure collection speed; compare algorithms on many tasks",
 }
 
 USAGE = """usage: vla-rl COMMAND [key=value ...] [--debug] [--help]

@@ -12,6 +12,9 @@ IMAGES = "observation.images."
 TASK = "task"
 """List of B instructions."""
 
+INSTRUCTION = "observation.instruction"
+"""The task as a vector [B, 16] float32 (``vla_rl.nn.language``), for the learner's networks."""
+
 ACTION = "action"
 
 

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ACTION, IMAGES
+from vla_rl.keys import ACTION, IMAGES, STATE
 from vla_rl.policies.lerobot_folder import first_line, local_folder, read_config, time_steps
 from vla_rl.policies.nano import VLM_FOLDER, nano_policy, save_policy, vlm_path
 from vla_rl.pretrain_data import Samples
+from vla_rl.pretrain_vision import vision_targets, warm_start_vision
 
 STATE_FILE = "training.safetensors"
 NOTES = "pretrain.json"
@@ -46,6 +47,8 @@ class PretrainConfig:
         grad_clip: maximal gradient norm.
         chunk_size: T.
         image_shift: random shift augmentation in pixels (0 = off).
+        vision_steps: steps of visual warm start before (``vla_rl.pretrain_vision``; 0 = none).
+        vision_targets: what it regresses: key -> indices ([] = all that change); None = ``observation.state``.
         inputs: observation keys to use; () = images and ``observation.state``.
         seed: of weights and batches.
         save_every: steps between checkpoints.
@@ -61,6 +64,8 @@ class PretrainConfig:
     grad_clip: float = 10.0
     chunk_size: int = 16
     image_shift: int = 4
+    vision_steps: int = 0
+    vision_targets: dict[str, list[int]] | None = None
     inputs: list[str] = field(default_factory=list)
     seed: int = 0
     save_every: int = 500
@@ -213,7 +218,11 @@ class Pretrainer:
         self.work = out.with_name(f".{out.name}.training")
         check_type(config.type)
         self._recover()
-        self.samples = Samples.read(datasets, config.inputs)
+        self.vision_targets = config.vision_targets or {STATE: []}
+        extra = list(self.vision_targets) if config.vision_steps else []
+        self.samples = Samples.read(datasets, config.inputs, extra)
+        if config.vision_steps:
+            vision_targets(self.samples, self.vision_targets)
         torch.manual_seed(config.seed)
         self.work.mkdir(parents=True, exist_ok=True)
         self.policy, policy_config = make_policy(config, self.samples, self.work)
@@ -239,6 +248,25 @@ class Pretrainer:
         config = self.config
         warm = min(1.0, (step + 1) / max(1, config.warmup))
         return config.lr * warm * (0.49 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
+
+    def warm_start(self, progress: Callable[[int, float], None] | None = None) -> float | None:
+        """The visual warm start, if one is asked for and training has not begun; its R squared."""
+        config = self.config
+        if self.step or not config.vision_steps:
+            return None
+        explained = warm_start_vision(
+            self.policy,
+            self.samples,
+            self.vision_targets,
+            steps=config.vision_steps,
+            batch_size=2 * config.batch_size,
+            lr=config.lr,
+            shift=config.image_shift,
+            generator=self.generator,
+            progress=progress,
+        )
+        self.save()
+        return explained
 
     def learn(self, progress: Callable[[int, float], None] | None = None) -> None:
         """Train to ``config.steps``, saving on the way; ``progress(step, loss)``.
@@ -401,6 +429,7 @@ def pretrain(
             f"{out} exists{'' if unfinished else ' and is no unfinished run'}: choose another out="
         )
     trainer = Pretrainer(config, datasets, out)
-    trainer.resume()
+    if not trainer.resume():
+        trainer.warm_start()
     trainer.learn(progress)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Samples:
         task: [n] instruction of each frame.
         last: [n] index of the last frame of the frame's episode.
         rate_hz: control rate of the recordings; None = unknown.
+        extra: vectors that are no input of the policy (targets of the visual warm start), key -> [n, ...].
     """
 
     arrays: dict[str, Tensor]
     task: list[str]
     last: Tensor
     rate_hz: float | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ends = torch.unique(self.last)
@@ -40,12 +42,15 @@ class Samples:
         """[n] index of the first frame of the frame's episode."""
 
     @classmethod
-    def read(cls, folders: Sequence[Path], keys: Sequence[str] = ()) -> Samples:
+    def read(
+        cls, folders: Sequence[Path], keys: Sequence[str] = (), extra: Sequence[str] = ()
+    ) -> Samples:
         """Decode LeRobotDataset folders once.
 
         Args:
             folders: data sets of one robot: the same keys, sizes and rate.
             keys: observation keys to use; () = images and ``observation.state``.
+            extra: further vectors to read.
 
         Raises:
             UserError: no episode, a key that some data set lacks, or data sets that do not fit together.
@@ -60,7 +65,7 @@ class Samples:
             features = info["features"]
             wanted = wanted or [k for k in features if k.startswith(IMAGES) or k == STATE]
             rates.add(float(info.get("fps") or 0))
-            for key in [*wanted, ACTION]:
+            for key in [*wanted, *extra, ACTION]:
                 if key not in features:
                     have = ", ".join(k for k in features if k.startswith("observation.") or k == ACTION)
                     raise UserError(f"{folder} has no {key} (it has {have}): record it, or change inputs")
@@ -85,7 +90,11 @@ class Samples:
         for key in [*wanted, ACTION]:
             # Popped as they are joined: images would otherwise be held twice for all keys.
             arrays[key] = torch.cat([episode.data.pop(key) for episode in episodes])
-        return cls(arrays, task, torch.cat(last), rates.pop() or None)
+        more = {
+            key: arrays[key] if key in arrays else torch.cat([episode.data[key] for episode in episodes])
+            for key in extra
+        }
+        return cls(arrays, task, torch.cat(last), rates.pop() or None, more)
 
     def starts(self, drop_last: int = 0) -> Tensor:
         """Frames [m] to train on: all but the last ``drop_last`` of each episode (at least one is kept)."""

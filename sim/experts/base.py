@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -32,9 +35,14 @@ class Expert:
         self.spec = PolicySpec(action_dim=spec.action_dim, state_keys=(STATE, ENV_STATE), language=True)
 
     def initial_state(self, batch_size: int) -> TensorDict:
-        """The running disturbance [B, A]."""
+        """The running disturbance [B, A], its key [B] (0 = not drawn yet) and the number of steps taken [B]."""
         return TensorDict(
-            {"disturbance": torch.zeros(batch_size, self.spec.action_dim)}, batch_size=[batch_size]
+            {
+                "disturbance": torch.zeros(batch_size, self.spec.action_dim),
+                "key": torch.zeros(batch_size, dtype=torch.int64),
+                "step": torch.zeros(batch_size, dtype=torch.int64),
+            },
+            batch_size=[batch_size],
         )
 
     def needs_images(self, state: TensorDict) -> Tensor:
@@ -48,14 +56,36 @@ class Expert:
     def act(
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
     ) -> tuple[TensorDict, TensorDict]:
-        """The command, disturbed unless ``deterministic``, inside the action box."""
+        """The command, disturbed unless ``deterministic``, inside the action box.
+
+        The disturbance follows from torch's seed and the episode's first observation, so that an episode is the
+        same whichever row of whichever batch it is played in.
+        """
         action = self.command(observation)
-        disturbance = state["disturbance"]
+        size = [len(action)]
+        disturbance, key = state["disturbance"], state["key"]
         if self.noise and not deterministic:
-            fresh = torch.randn_like(action) * self.mask
+            key = torch.where(key == 0, _keys(observation), key)
+            fresh = _normal(key, state["step"], self.spec.action_dim) * self.mask
             rho = self.correlation
             disturbance = rho * disturbance + (1 - rho**2) ** 0.5 * fresh
             action = action + self.noise * (self.high - self.low) / 2 * disturbance
         action = torch.maximum(torch.minimum(action, self.high), self.low)
-        size = [len(action)]
-        return TensorDict({"action": action}, size), TensorDict({"disturbance": disturbance}, size)
+        after = {"disturbance": disturbance, "key": key, "step": state["step"] + 1}
+        return TensorDict({"action": action}, size), TensorDict(after, size)
+
+
+def _keys(observation: Observation) -> Tensor:
+    """A positive int64 per row [B] that follows from torch's seed and the row's observation."""
+    seed = torch.initial_seed() & 0xFFFFFFFF
+    rows = torch.cat([observation[STATE], observation[ENV_STATE]], dim=-1).numpy()
+    return torch.tensor([zlib.crc32(row.tobytes(), seed) + 1 for row in rows])
+
+
+def _normal(key: Tensor, step: Tensor, dim: int) -> Tensor:
+    """Standard normal [B, dim], a function of each row's ``key`` and ``step`` [B]."""
+    draws = [
+        np.random.default_rng([k, s]).standard_normal(dim, np.float32)
+        for k, s in zip(key.tolist(), step.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.stack(draws))

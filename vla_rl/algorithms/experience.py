@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from vla_rl.data.replay import ReplayBuffer
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
-from vla_rl.keys import ENV_STATE, IMAGES, STATE
+from vla_rl.keys import ENV_STATE, IMAGES, INSTRUCTION, STATE, TASK
 from vla_rl.nn.images import ImageEncoder, RandomShift
+from vla_rl.nn.language import WIDTH, sentence_vectors
 from vla_rl.nn.normalize import Normalizer
 
 
@@ -26,7 +27,7 @@ class Encoder(nn.Module):
 
     Args:
         spec: the environment.
-        keys: observation keys; () = proprioception and, in simulation, privileged state.
+        keys: observation keys; () = proprioception, the instruction and, in simulation, privileged state.
         image_features: width of the image vector per camera.
         kind: ``vit`` or ``conv``.
         shift: pixels of random shift in training.
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
         shift: int = 4,
     ) -> None:
         super().__init__()
-        widths = {STATE: spec.state_dim, ENV_STATE: spec.env_state_dim}
+        widths = {STATE: spec.state_dim, ENV_STATE: spec.env_state_dim, INSTRUCTION: WIDTH}
         self.keys = tuple(keys) or tuple(k for k, width in widths.items() if width)
         for key in self.keys:
             if not widths.get(key) and key not in spec.cameras:
@@ -67,6 +68,8 @@ class Encoder(nn.Module):
     def vectors(self, observation: Mapping[str, Tensor] | TensorDict) -> Tensor:
         """[B, V] the raw vectors side by side."""
         device = self.normalizer.mean.device
+        if INSTRUCTION in self.vector_keys and INSTRUCTION not in observation.keys():
+            observation = {**observation, INSTRUCTION: sentence_vectors(observation[TASK])}
         return torch.cat([observation[key].to(device) for key in self.vector_keys], dim=-1)
 
     def forward(

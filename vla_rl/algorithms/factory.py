@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
+from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
 from vla_rl.config import typed
 from vla_rl.environment import EnvSpec
 from vla_rl.policies.base import Policy
@@ -13,3 +15,13 @@ from vla_rl.policies.base import Policy
 def residual_td3(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> ResidualTD3:
     """ResFiT and EXPO; unknown settings fail with the nearest field."""
     return ResidualTD3(typed(ResidualTD3Config, settings), base, env_spec, num_envs)
+
+
+def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> RLPD:
+    """The same learner without its base, which is not used."""
+    return RLPD(typed(RLPDConfig, settings), env_spec, num_envs)
+
+
+def filtered_bc(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> FilteredBC:
+    """The same residual without a critic."""
+    return FilteredBC(typed(FilteredBCConfig, settings), base, env_spec, num_envs)

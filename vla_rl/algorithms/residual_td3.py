@@ -40,7 +40,8 @@ class ResidualTD3Config:
         candidates: base candidates per decision (1 = residual RL, n = EXPO).
         gate: the unedited base competes with the edits wherever the critic chooses.
         gate_margin: standard deviations of the critics' disagreement taken off an edit's advantage.
-        observation_keys: what actor and critic see; () = proprioception and, in simulation, privileged state.
+        observation_keys: what actor and critic see; () = proprioception, the instruction and, in simulation,
+            privileged state.
         image_features: width of the image vector per camera, when a camera is named above.
         encoder: ``vit`` or ``conv``.
         image_shift: pixels of random shift.

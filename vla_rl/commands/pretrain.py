@@ -5,6 +5,8 @@ usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] 
   type=smolvla_nano                  LeRobot's SmolVLA at 3.7 M parameters, no download
   type=act inputs=[observation.state,observation.environment_state]
                                      any LeRobot policy type; inputs choose what it sees
+  train.vision_steps=800 train.vision_targets={observation.environment_state:[9,10,11]}
+                                     teach a vision tower without pretrained weights to see first
   out=assets/mine                    a plain LeRobot policy folder; the same command again continues
                                      an interrupted run
 
@@ -38,6 +40,10 @@ def run(overrides: list[str]) -> int:
     trainer = Pretrainer(typed(PretrainConfig, config.train), folders, out)
     if trainer.resume():
         print(f"continuing at step {trainer.step}")
+    elif trainer.config.vision_steps:
+        with track("visual warm start", trainer.config.vision_steps, unit="step") as bar:
+            explained = trainer.warm_start(lambda step, loss: bar.update(step, loss=f"{loss:.4f}"))
+        print(f"the vision tower explains {explained:.1%} of the variance of {list(trainer.vision_targets)}")
     losses: list[float] = []
     with track("pretrain", trainer.config.steps, unit="step") as bar:
 

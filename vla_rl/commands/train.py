@@ -7,7 +7,7 @@ usage: vla-rl train experiment=NAME [key=value ...]
   env=maniskill env.ids=[PushCube-v1]
   policy.path=FOLDER policy.horizon=16
   algorithm=residual_td3 algorithm.scale=0.5
-  demonstrations=maniskill demonstrations.episodes=20
+  demonstrations=expert demonstrations.episodes=20
   run.name=first run.seed=1 run.steps=60000 run.minutes=15
 
 A run folder holds config.yaml, metrics.jsonl, checkpoints/, videos/, report.html and report.json.

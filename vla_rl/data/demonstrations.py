@@ -17,7 +17,8 @@ from torch import Tensor
 from vla_rl.data.dataset import Episode, dataset_info, load_episodes
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ACTION, ENV_STATE, IMAGES, STATE, TASK
+from vla_rl.keys import ACTION, ENV_STATE, IMAGES, INSTRUCTION, STATE, TASK
+from vla_rl.nn.language import sentence_vector
 from vla_rl.policies.base import Policy
 
 BATCH = 32
@@ -134,9 +135,11 @@ class _Sequence:
         flags = torch.zeros(count, dtype=torch.bool)
         terminated, truncated, final = flags.clone(), flags.clone(), flags.clone()
         terminated[-2], truncated[-2], final[-1] = self.terminated, not self.terminated, True
+        seen = {k: self.observation[k] for k in keys}
+        seen[INSTRUCTION] = sentence_vector(self.task).repeat(count, 1)
         return TensorDict(
             {
-                "observation": TensorDict({k: self.observation[k] for k in keys}, batch_size=[count]),
+                "observation": TensorDict(seen, batch_size=[count]),
                 "base_action": base,
                 "action": torch.cat([self.action, torch.zeros_like(self.action[:1])]),
                 "intervention": flags,

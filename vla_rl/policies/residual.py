@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
-from vla_rl.keys import IMAGES
+from vla_rl.keys import IMAGES, INSTRUCTION
 from vla_rl.policies.base import Observation, Policy, PolicySpec
 
 Value = Callable[[Tensor, Tensor], Tensor]
@@ -114,10 +114,11 @@ class Residual:
         """Std of Gaussian exploration noise, clipped at two, as a fraction of half the range."""
         self.uniform_noise = 0.0
         """Half-width of uniform exploration noise, same unit."""
-        vectors = [k for k in observation_keys if k not in self.image_keys]
+        vectors = [k for k in observation_keys if k not in self.image_keys and k != INSTRUCTION]
         self.spec: PolicySpec = replace(
             base.spec,
             chunk_length=0,
+            language=base.spec.language or INSTRUCTION in observation_keys,
             state_keys=tuple(dict.fromkeys([*base.spec.state_keys, *vectors])),
             image_keys=tuple(dict.fromkeys([*base.spec.image_keys, *self.image_keys])),
         )

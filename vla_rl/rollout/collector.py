@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import NonFiniteError
-from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.keys import ENV_STATE, INSTRUCTION, STATE, TASK
+from vla_rl.nn.language import sentence_vectors
 from vla_rl.policies.base import Observation, Policy, check_compatible, reset_rows
 
 FrameSink = Callable[[TensorDict, Tensor], None]
@@ -49,7 +50,7 @@ class Collector:
     """Runs ``policy`` in ``env`` step by step.
 
     Frames given to ``sink`` at each step, for the rows that were stepped: ``observation`` (vector keys; also
-    images when ``store_images``), ``base_action`` [k, N, A], ``action`` [k, A] (executed), ``intervention``,
+    images when ``store_images``; and the instruction as a vector), ``base_action`` [k, N, A], ``action`` [k, A] (executed), ``intervention``,
     ``reward``, ``terminated``, ``truncated``, ``final`` [k]. An episode is closed by a frame with ``final``
     true: its last observation, zero action, and the base's next action.
 
@@ -225,11 +226,11 @@ class Collector:
         count = self.env.num_envs
         keys = self.vector_keys + (self.image_keys if self.store_images else [])
         flags = torch.zeros(count, dtype=torch.bool)
+        seen = {key: observation[key].clone() for key in keys}
+        seen[INSTRUCTION] = sentence_vectors(observation[TASK])
         return TensorDict(
             {
-                "observation": TensorDict(
-                    {key: observation[key].clone() for key in keys}, batch_size=[count]
-                ),
+                "observation": TensorDict(seen, batch_size=[count]),
                 "base_action": _base_candidates(output).clone(),
                 "action": action,
                 "intervention": output.get("intervention", flags),
@@ -244,5 +245,8 @@ class Collector:
 
 def _base_candidates(output: TensorDict) -> Tensor:
     """The base's candidate actions [B, N, A] of a decision; a policy without a base is its own."""
-    base = output.get("base_action", output["action"])
+    for key in ("base_action", "base_candidates"):
+        if key in output:
+            return output[key] if output[key].dim() == 3 else output[key][:, None]
+    base = output["action"]
     return base if base.dim() == 3 else base[:, None]

@@ -1,0 +1,80 @@
+"""RLPD and filtered behaviour cloning on the toy: they use what they should, resume, and learn."""
+
+import pytest
+import torch
+from toy import SPEC, BiasedBase, Loop, PointMass, demonstrations, success_rate
+
+from vla_rl.algorithms.factory import filtered_bc, rlpd
+from vla_rl.algorithms.rlpd import Centre
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE
+
+COMMON = {
+    "observation_keys": [STATE, ENV_STATE],
+    "hidden": [32, 32],
+    "batch_size": 64,
+    "warmup_steps": 800,
+    "utd": 1.0,
+}
+
+
+def train(algorithm, steps: int, envs: int = 8) -> None:
+    loop = Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
+    while algorithm.steps < steps:
+        loop.step()
+        for _ in range(algorithm.updates_due()):
+            algorithm.update()
+
+
+def test_rlpd_has_no_base():
+    torch.manual_seed(0)
+    algorithm = rlpd(BiasedBase(), SPEC, 8, **COMMON)
+    output, _ = algorithm.eval_policy.act(PointMass(3, 0).observe(), algorithm.eval_policy.initial_state(3))
+    assert torch.equal(output["action"], torch.zeros(3, 2))  # the middle of the box
+    assert isinstance(algorithm.eval_policy.base, Centre)
+    with pytest.raises(UserError, match=r"algorithm\.gate"):
+        rlpd(BiasedBase(), SPEC, 8, gate=True)
+
+
+def test_rlpd_learns_from_demonstrations():
+    torch.manual_seed(0)
+    algorithm = rlpd(BiasedBase(), SPEC, 8, critic_updates=200, **COMMON)
+    algorithm.add_demonstrations(demonstrations(30, Centre(SPEC)))
+    train(algorithm, 5000)
+    assert success_rate(algorithm.eval_policy) >= 0.5
+
+
+def test_filtered_cloning_keeps_successes_only():
+    torch.manual_seed(0)
+    algorithm = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
+    loop = Loop(PointMass(8, 1), algorithm.policy, algorithm.observe)
+    while algorithm.steps < 800:
+        loop.step()
+    assert 0 < sum(loop.successes) < len(loop.successes)
+    # Over as many steps as an episode may last, every stored transition is rewarded.
+    batch = algorithm.experience.online.sample(256, 40, 1.0, torch.Generator().manual_seed(0))
+    assert (batch["reward"] == 1.0).all()
+
+
+def test_filtered_cloning_learns_from_demonstrations():
+    torch.manual_seed(0)
+    algorithm = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
+    algorithm.add_demonstrations(demonstrations(30, BiasedBase()))
+    base = success_rate(BiasedBase())
+    train(algorithm, 4000)
+    assert success_rate(algorithm.eval_policy) > base + 0.2
+
+
+def test_filtered_cloning_resumes(tmp_path):
+    torch.manual_seed(0)
+    one = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
+    one.add_demonstrations(demonstrations(10, BiasedBase()))
+    train(one, 900)
+    one.save(tmp_path)
+    torch.manual_seed(3)
+    two = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
+    two.load(tmp_path)
+    for algorithm in (one, two):
+        algorithm.update()
+    for a, b in zip(one.actor.parameters(), two.actor.parameters(), strict=True):
+        assert torch.equal(a, b)
