@@ -21,13 +21,21 @@ from vla_rl.policies.base import Observation
 OPEN, SHUT = GRIPPER[1], GRIPPER[0]
 TCP = slice(9, 12)
 QVEL = 9  # length of the joint-velocity prefix of observation.environment_state
+FINGER_SPEED = slice(23, 25)  # in proprioception [16] followed by joint velocities [9]
 HOVER = 0.10  # metres above the table at which the arm travels
 MAX_STEP = 0.03  # metres of TCP travel per control step
+DAMPED = 0.4
+PEG_X = -0.22  # metres: where pegs are stood up
 
 
-def _towards(tcp: Tensor, target: Tensor, grip: Tensor, max_step: float = MAX_STEP) -> Tensor:
-    """A [B, 4] action that moves the TCP towards ``target`` [B, 3] with finger target ``grip`` [B]."""
-    delta = target - tcp
+def _towards(
+    tcp: Tensor, target: Tensor, grip: Tensor, max_step: float = MAX_STEP, gain: float = 1.0
+) -> Tensor:
+    """A [B, 4] action that moves the TCP towards ``target`` [B, 3] with finger target ``grip`` [B].
+
+    The arm swings through its target by about as much as one step asks for: a ``gain`` below one damps that.
+    """
+    delta = gain * (target - tcp)
     length = delta.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     return torch.cat([delta * (length.clamp(max=max_step) / length), grip[:, None]], dim=-1)
 
@@ -57,25 +65,27 @@ def slide(state: Tensor, cube: Tensor, direction: float) -> Tensor:
     return torch.where((ready & low)[:, None], push, torch.where(over[:, None], lower, travel))
 
 
-def grasp_then(state: Tensor, cube: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-    """Grasp a cube [B, 3], then carry it to ``goal`` [B, 3]. Returns actions [B, 4] and ``held`` [B]."""
+def grasp_then(state: Tensor, cube: Tensor, goal: Tensor, gain: float = 1.0) -> Tensor:
+    """Grasp a cube [B, 3], then carry it to ``goal`` [B, 3]."""
     tcp = state[:, TCP]
     width = state[:, 7] + state[:, 8]
     near = (tcp[:, :2] - cube[:, :2]).norm(dim=-1) < 0.012
     at = near & ((tcp[:, 2] - cube[:, 2]).abs() < 0.012)
-    held = ((tcp - cube).norm(dim=-1) < 0.022) & (width < 0.0445)
+    # A cube may be held across its diagonal: then the fingers have come to rest, or it has left the table.
+    rest = (state[:, FINGER_SPEED].sum(dim=-1).abs() < 0.1) | (cube[:, 2] > 0.024)
+    shut_on = (width < 0.0445) | ((width < 0.06) & rest)
+    held = ((tcp - cube).norm(dim=-1) < 0.022) & shut_on
     is_open = torch.full_like(width, OPEN)
     shut = torch.full_like(width, SHUT)
-    carry = _towards(tcp, goal + (tcp - cube), shut)
+    carry = _towards(tcp, goal + (tcp - cube), shut, gain=gain)
     close = _towards(tcp, cube, shut, 0.005)
-    lower = _towards(tcp, cube, is_open)
-    travel = _towards(tcp, _at(cube, z=HOVER), is_open)
-    action = torch.where(
+    lower = _towards(tcp, cube, is_open, gain=gain)
+    travel = _towards(tcp, _at(cube, z=HOVER), is_open, gain=gain)
+    return torch.where(
         held[:, None],
         carry,
         torch.where(at[:, None], close, torch.where(near[:, None], lower, travel)),
     )
-    return action, held
 
 
 def push_cube(state: Tensor, extra: Tensor) -> Tensor:
@@ -101,12 +111,12 @@ def table_pull(state: Tensor, extra: Tensor) -> Tensor:
 def table_lift(state: Tensor, extra: Tensor) -> Tensor:
     """TableLiftCube: extra = cube pose [7], velocity [3]."""
     cube = extra[:, :3]
-    return grasp_then(state, cube, _at(cube, z=0.18))[0]
+    return grasp_then(state, cube, _at(cube, z=0.18))
 
 
 def pick_cube(state: Tensor, extra: Tensor) -> Tensor:
     """PickCube: extra = grasped, goal [3], cube pose [7], ..."""
-    return grasp_then(state, extra[:, 4:7], extra[:, 1:4])[0]
+    return grasp_then(state, extra[:, 4:7], extra[:, 1:4], DAMPED)
 
 
 def stack_cube(state: Tensor, extra: Tensor) -> Tensor:
@@ -119,7 +129,7 @@ def stack_cube(state: Tensor, extra: Tensor) -> Tensor:
     goal = _at(b, z=height)
     low = (a[:, 2] < 0.08) & (aside > 0.03)
     goal = torch.where(low[:, None], _at(a, z=0.10), goal)
-    action, held = grasp_then(state, a, goal)
+    action = grasp_then(state, a, goal, DAMPED)
     placed = (aside < 0.02) & ((a[:, 2] - b[:, 2] - 0.04).abs() < 0.004)
     release = _towards(tcp, _at(tcp, z=tcp[:, 2]), torch.full_like(aside, OPEN))
     gone = placed & (state[:, 7] + state[:, 8] > 0.06)
@@ -129,34 +139,40 @@ def stack_cube(state: Tensor, extra: Tensor) -> Tensor:
 
 
 def _peg_angle(quat: Tensor) -> Tensor:
-    """Elevation of the peg's long axis above the table in radians, from its quaternion [B, 4] (wxyz)."""
+    """How far the peg's long axis has been pitched down from lying along x, in radians, from [B, 4] (wxyz)."""
     w, x, y, z = quat.unbind(-1)
-    return torch.asin((2 * (x * z - w * y)).clamp(-1, 1))
+    return torch.atan2(2 * (w * y - x * z), 1 - 2 * (y * y + z * z))
 
 
 def lift_peg(state: Tensor, extra: Tensor) -> Tensor:
     """LiftPegUpright under ``ee_pose``: extra = peg pose [7]. Grasp the middle, raise, pitch up, set down."""
+    # Fingers pitch towards the robot: the other way the wrist meets its limit at 60 degrees.
     peg, angle = extra[:, :3], _peg_angle(extra[:, 3:7])
     tcp = state[:, TCP]
     width = state[:, 7] + state[:, 8]
     near = (tcp[:, :2] - peg[:, :2]).norm(dim=-1) < 0.012
     at = near & ((tcp[:, 2] - peg[:, 2]).abs() < 0.012)
-    held = ((tcp - peg).norm(dim=-1) < 0.03) & (width < 0.054)
+    rest = (state[:, FINGER_SPEED].sum(dim=-1).abs() < 0.1) | (peg[:, 2] > 0.03)
+    held = ((tcp - peg).norm(dim=-1) < 0.03) & (width < 0.056) & rest
     is_open, shut = torch.full_like(width, OPEN), torch.full_like(width, SHUT)
     # Standing, the middle is 0.12 m up; it must be higher than that while the lower end swings down.
     left = torch.pi / 2 - angle
-    height = 0.12 + 0.03 * (left.abs() / 0.5).clamp(max=1)
-    carry = _towards(tcp, _at(peg, z=height) + (tcp - peg), shut)
+    height = 0.118 + 0.06 * ((left.abs() - 0.06) / 0.2).clamp(0, 1)
+    stand = _at(peg, z=height)
+    # Near the robot: a hand lying flat far out would need a longer arm.
+    stand[:, 0] = torch.where(left.abs() < 0.25, peg[:, 0], torch.full_like(left, PEG_X))
+    carry = _towards(tcp, stand + (tcp - peg), shut, gain=DAMPED)
     close = _towards(tcp, peg, shut, 0.005)
-    lower = _towards(tcp, peg, is_open)
-    travel = _towards(tcp, _at(peg, z=HOVER + 0.03), is_open)
+    lower = _towards(tcp, peg, is_open, gain=DAMPED)
+    travel = _towards(tcp, _at(peg, z=HOVER + 0.03), is_open, gain=DAMPED)
     move = torch.where(
         held[:, None],
         carry,
         torch.where(at[:, None], close, torch.where(near[:, None], lower, travel)),
     )
-    high_enough = peg[:, 2] > 0.025 + 0.12 * torch.sin(angle.clamp(0, 1.57)) * 0.6 + 0.02
-    pitch = torch.where(held & high_enough, -left.clamp(-0.12, 0.12), torch.zeros_like(left))
+    high_enough = peg[:, 2] > 0.004 + 0.12 * torch.sin(angle.clamp(0.2, 1.57))
+    ready = held & high_enough & (peg[:, 0] < PEG_X + 0.08)
+    pitch = torch.where(ready, (DAMPED * left).clamp(-0.1, 0.1), torch.zeros_like(left))
     turn = torch.stack([torch.zeros_like(pitch), pitch, torch.zeros_like(pitch)], dim=-1)
     return torch.cat([move[:, :3], turn, move[:, 3:]], dim=-1)
 
@@ -199,7 +215,8 @@ class ManiSkillExpert(Expert):
 
     def command(self, observation: Observation) -> Tensor:
         """[B, A]; rows are grouped by instruction."""
-        state, extra = observation[STATE], observation[ENV_STATE][:, QVEL:]
+        velocity, extra = observation[ENV_STATE].tensor_split([QVEL], dim=-1)
+        state = torch.cat([observation[STATE], velocity], dim=-1)
         tasks = observation["task"]
         if len(self.commands) == 1:
             return next(iter(self.commands.values()))(state, extra)

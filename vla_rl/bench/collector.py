@@ -8,7 +8,7 @@ from typing import Any
 from vla_rl.config import build, compose
 from vla_rl.policies.load import load_base
 from vla_rl.rollout.clock import time_collection
-from vla_rl.runtime.checkpoints import write_json
+from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
 
 

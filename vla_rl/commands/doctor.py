@@ -28,7 +28,7 @@ def run(overrides: list[str]) -> int:
     found = doctor.rows()
     doctor.show(found)
     if target is not None:
-        from vla_rl.commands.eval import write_json
+        from vla_rl.runtime.metrics import write_json
 
         write_json(target, {"rows": [asdict(row) for row in found]})
     return int(any(row.needed and not row.ok for row in found))

@@ -16,10 +16,10 @@ Examples:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vla_rl.config import build, compose
+from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.progress import track
 
 
@@ -28,8 +28,10 @@ def run(overrides: list[str]) -> int:
     from vla_rl.policies.load import load_policy
     from vla_rl.rollout.evaluate import evaluate
     from vla_rl.rollout.video import save_mp4
+    from vla_rl.runtime.threads import set_threads
 
     config = compose("eval", overrides)
+    set_threads(config.threads)
     env = build(config.env)
     try:
         policy = load_policy(config.policy, env)
@@ -67,11 +69,3 @@ def line(part: dict) -> str:
         f"{part['successes']}/{part['episodes']} = {100 * part['rate']:.1f} % "
         f"(95 % interval {100 * low:.1f}-{100 * high:.1f} %)"
     )
-
-
-def write_json(path: Path, data: dict) -> None:
-    """Write to a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
-    temporary.replace(path)
