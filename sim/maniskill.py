@@ -90,7 +90,7 @@ class ManiSkillEnv:
         import sim.maniskill_tasks  # noqa: F401  (registers ours)
 
         # It warns at every start that the stock scenes leave a pose at its default.
-        logging.getLogger("mani_skill").setLevel(logging.ERROR)
+        logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # the trailing blank is its name's
 
         if id not in REGISTERED_ENVS:
             near = ", ".join(difflib.get_close_matches(id, REGISTERED_ENVS, 3, 0.4)) or "see docs"

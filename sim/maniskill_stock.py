@@ -83,7 +83,13 @@ class StockManiSkillEnv:
         observation, _, _, _, info = self.env.step(stock)
         self.steps += 1
         success = bool(info["success"])
-        return self._split(observation), float(success), success, self.steps >= self.limit and not success, success
+        return (
+            self._split(observation),
+            float(success),
+            success,
+            self.steps >= self.limit and not success,
+            success,
+        )
 
     def look(self) -> dict[str, np.ndarray]:
         """The picture of the last step: it has been rendered anyway."""

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vla_rl.stats import summary, wilson
+from vla_rl.stats import ratio_interval, summary, wilson
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,12 @@ def test_summary_of_nothing_and_of_unequal_lengths():
     assert summary([], [])["wilson95"] == [0.0, 1.0]
     with pytest.raises(ValueError):
         summary([True], [])
+
+
+def test_ratio_of_pairs():
+    assert ratio_interval([20.0], [2.0]) == pytest.approx((10.0, 10.0, 10.0))
+    ratio, low, high = ratio_interval([20.0, 40.0, 30.0], [2.0, 4.0, 3.0])  # a slow round slows both
+    assert (ratio, low, high) == pytest.approx((10.0, 10.0, 10.0))
+    ratio, low, high = ratio_interval([4.0, 1.0], [1.0, 1.0])  # logs 0 and 2 log 2: mean log 2, t(1) = 12.706
+    assert ratio == pytest.approx(2.0)
+    assert math.log(high / 2) == pytest.approx(12.706 * math.log(2), rel=1e-3) and low == pytest.approx(4 / high)

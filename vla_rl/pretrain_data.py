@@ -42,9 +42,7 @@ class Samples:
         """[n] index of the first frame of the frame's episode."""
 
     @classmethod
-    def read(
-        cls, folders: Sequence[Path], keys: Sequence[str] = (), extra: Sequence[str] = ()
-    ) -> Samples:
+    def read(cls, folders: Sequence[Path], keys: Sequence[str] = (), extra: Sequence[str] = ()) -> Samples:
         """Decode LeRobotDataset folders once.
 
         Args:

@@ -81,15 +81,15 @@ def warm_start_vision(
     """
     body = getattr(getattr(policy, "model", None), "vlm_with_expert", None)
     if body is None or not hasattr(body, "embed_image"):
-        raise UserError("train.vision_steps warms up SmolVLA's vision tower: this policy type has none, set 0")
+        raise UserError(
+            "train.vision_steps warms up SmolVLA's vision tower: this policy type has none, set 0"
+        )
     cameras = [key for key in samples.arrays if key.startswith(IMAGES)]
     wanted = vision_targets(samples, targets)
     vlm = body.get_vlm_model()
     with torch.no_grad():
         tokens = body.embed_image(_picture(samples, cameras[:1], torch.zeros(1).long(), 0) * 2 - 1)
-    head = nn.Sequential(
-        nn.LayerNorm(tokens[0].numel()), nn.Linear(tokens[0].numel(), wanted.shape[1])
-    )
+    head = nn.Sequential(nn.LayerNorm(tokens[0].numel()), nn.Linear(tokens[0].numel(), wanted.shape[1]))
     trained = [*vlm.vision_model.parameters(), *vlm.connector.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4, fused=True)
     policy.train()
@@ -103,7 +103,9 @@ def warm_start_vision(
         seen = head(body.embed_image(images * 2 - 1).float().flatten(1))
         loss = (seen - wanted[pick].repeat(len(cameras), 1)).square().mean()
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr")
+            raise NonFiniteError(
+                f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

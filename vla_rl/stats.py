@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, log, sqrt
 from typing import Any
 
 
@@ -32,3 +32,20 @@ def summary(successes: Sequence[bool], task_ids: Sequence[str]) -> dict[str, Any
     for success, task in zip(successes, task_ids, strict=True):
         groups[task].append(bool(success))
     return _one(successes) | {"per_task": {task: _one(groups[task]) for task in sorted(groups)}}
+
+
+def ratio_interval(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of paired ratios ours/peer with its 95 % Student interval (on logarithms).
+
+    One pair has no interval: (ratio, ratio, ratio).
+    """
+    from scipy.stats import t
+
+    logs = [log(a / b) for a, b in zip(ours, peer, strict=True)]
+    n = len(logs)
+    mean = sum(logs) / n
+    spread = 0.0
+    if n > 1:
+        variance = sum((x - mean) ** 2 for x in logs) / (n - 1)
+        spread = float(t.ppf(0.975, n - 1)) * sqrt(variance / n)
+    return exp(mean), exp(mean - spread), exp(mean + spread)

@@ -83,7 +83,9 @@ class FilteredBC:
 
     def __init__(self, config: FilteredBCConfig, base: Policy, env_spec: EnvSpec, num_envs: int) -> None:
         if config.batch_size < 1 or config.utd < 0 or config.warmup_steps < 0:
-            raise UserError("algorithm.batch_size, utd and warmup_steps must not be negative (batch_size >= 1)")
+            raise UserError(
+                "algorithm.batch_size, utd and warmup_steps must not be negative (batch_size >= 1)"
+            )
         self.config = config
         self.box = ActionBox(env_spec)
         self.scale = action_scale(config.scale, env_spec.action_dim)
@@ -144,7 +146,10 @@ class FilteredBC:
     @property
     def ready(self) -> bool:
         """Whether the warm-up is over and anything has succeeded yet."""
-        have = len(self.experience.demonstrations) or len(self.experience.online) > 2 * self.experience.online.rows
+        have = (
+            len(self.experience.demonstrations)
+            or len(self.experience.online) > 2 * self.experience.online.rows
+        )
         return self.steps >= self.config.warmup_steps and bool(have)
 
     def updates_due(self, env_steps: int | None = None) -> int:

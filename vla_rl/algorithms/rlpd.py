@@ -70,7 +70,9 @@ class RLPDConfig(ResidualTD3Config):
         fixed = {"scale": 1.0, "candidates": 1, "gate": False}
         for name, value in fixed.items():
             if getattr(self, name) != value:
-                raise UserError(f"algorithm.{name}={getattr(self, name)}: RLPD has no base, leave it at {value}")
+                raise UserError(
+                    f"algorithm.{name}={getattr(self, name)}: RLPD has no base, leave it at {value}"
+                )
         super().check()
 
 
@@ -81,5 +83,3 @@ class RLPD(ResidualTD3):
         self, config: RLPDConfig, env_spec: EnvSpec, num_envs: int, device: str | torch.device = "cpu"
     ) -> None:
         super().__init__(config, Centre(env_spec), env_spec, num_envs, device)
-
-

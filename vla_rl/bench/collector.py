@@ -1,4 +1,7 @@
-"""How fast experience is collected with a VLA in the loop, against rendering at stock quality on every step."""
+"""How fast experience is collected with a VLA in the loop, against rendering at stock quality on every step.
+
+Both sides are measured in turn, ``rounds`` times, in one process, so that a slow minute of the machine slows both.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,64 @@ from vla_rl.policies.load import load_base
 from vla_rl.rollout.clock import time_collection
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
+from vla_rl.stats import ratio_interval
 
 
 def run(overrides: list[str]) -> int:
-    """Time both, one after the other, and print the ratio."""
+    """Time both in turn; print the ratio and what the collector itself costs."""
     config = compose("bench_collector", overrides)
     set_threads(config.threads)
-    result: dict[str, Any] = {}
-    for name, node, steps in (
-        ("vla_rl", config.env, config.steps),
-        ("stock", config.stock, config.stock_steps),
-    ):
-        env = build(node)
-        try:
-            result[name] = time_collection(env, load_base(config.policy), int(steps), seed=int(config.seed))
-        finally:
+    sides = {"vla_rl": (config.env, config.steps), "stock": (config.stock, config.stock_steps)}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    envs: dict[str, Any] = {}
+    try:
+        policy = load_base(config.policy)
+        for name, (node, _) in sides.items():
+            envs[name] = build(node)
+        for number in range(int(config.rounds)):
+            for name, (_, steps) in sides.items():
+                seed = int(config.seed) + 10_000 * number
+                timing = time_collection(envs[name], policy, int(steps), seed=seed)
+                rounds[name].append(timing)
+                print(_line(name, timing), flush=True)
+    finally:
+        for env in envs.values():
             env.close()
-        print(_line(name, result[name]))
-    result["ratio"] = result["vla_rl"]["steps_per_s"] / result["stock"]["steps_per_s"]
-    print(f"{result['ratio']:.1f} times as fast; collector overhead {result['vla_rl']['overhead']:.1%}")
+    rows = [_ratio(rounds), _overhead(rounds["vla_rl"])]
+    print(
+        f"{rows[0]['ratio']:.1f} times as fast (95 % {rows[0]['ratio95'][0]:.1f}-{rows[0]['ratio95'][1]:.1f}); "
+        f"collector overhead {rows[1]['ours']:.1%}"
+    )
     if config.json:
-        write_json(Path(config.json), result)
+        write_json(Path(config.json), {"rows": rows, "rounds": rounds})
         print(f"wrote {config.json}")
     return 0
+
+
+def _ratio(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    ours, peer = ([r["steps_per_s"] for r in rounds[name]] for name in ("vla_rl", "stock"))
+    ratio, low, high = ratio_interval(ours, peer)
+    return {
+        "name": "collection with the VLA in the loop",
+        "ours": sum(ours) / len(ours),
+        "peer": sum(peer) / len(peer),
+        "unit": "environment steps/s",
+        "ratio": ratio,
+        "ratio95": [low, high],
+    }
+
+
+def _overhead(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """What the collector adds to simulator, cameras and policy together; peer = 0, a loop that costs nothing."""
+    seconds, inside = (sum(r[key] for r in rounds) for key in ("seconds", "inside"))
+    return {
+        "name": "collector overhead",
+        "ours": (seconds - inside) / inside,
+        "peer": 0.0,
+        "unit": "fraction of simulator + policy time",
+        "ratio": seconds / inside,
+        "ratio95": [min(1 + r["overhead"] for r in rounds), max(1 + r["overhead"] for r in rounds)],
+    }
 
 
 def _line(name: str, timing: dict[str, float]) -> str:
@@ -41,5 +79,3 @@ def _line(name: str, timing: dict[str, float]) -> str:
         f"{name:<8} {timing['steps_per_s']:.0f} steps/s ({timing['steps']} steps in {timing['seconds']:.1f} s: "
         f"{parts}; {timing['looks_per_step']:.2f} pictures per step)"
     )
-
-

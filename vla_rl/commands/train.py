@@ -107,8 +107,8 @@ def _work(trainer: Any, config: Any, checkpoint: Path | None) -> dict[str, Any]:
 
 def _measure(trainer: Any, name: str, episodes: int, seed: int, *, base: bool = False) -> dict[str, Any]:
     """Evaluate, keep the result and the videos in the run folder, print one line."""
-    from vla_rl.runtime.metrics import write_json
     from vla_rl.rollout.video import grid, save_mp4
+    from vla_rl.runtime.metrics import write_json
 
     with track(f"evaluate {name}", episodes, unit="episode") as bar:
         film = int(trainer.config.run.film)

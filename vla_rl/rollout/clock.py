@@ -36,8 +36,8 @@ def time_collection(env: VlaVectorEnv, policy: Policy, steps: int, *, seed: int 
     """Collect at least ``steps`` environment steps, frames thrown away, and say where the time went.
 
     Returns:
-        ``steps``, ``seconds``, ``steps_per_s``, the seconds in ``simulator`` (step and reset), ``cameras`` (look)
-        and ``policy`` (act), and ``overhead``: what is left, as a fraction of these three together.
+        ``steps``, ``seconds``, ``steps_per_s``, ``looks_per_step``, the seconds in ``simulator`` (step and reset), ``cameras`` (look)
+        and ``policy`` (act), ``inside``: these three together, and ``overhead``: what is left, as a fraction of them.
     """
     seconds = {"simulator": 0.0, "cameras": 0.0, "policy": 0.0}
     timed_env: Any = _Timed(env, {"step": "simulator", "reset": "simulator", "look": "cameras"}, seconds)
@@ -58,5 +58,6 @@ def time_collection(env: VlaVectorEnv, policy: Policy, steps: int, *, seed: int 
         "steps_per_s": taken / total,
         "looks_per_step": collector.looks / collector.steps,
         **seconds,
+        "inside": inside,
         "overhead": (total - inside) / inside,
     }
