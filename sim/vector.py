@@ -86,6 +86,7 @@ class ProcessVectorEnv(BatchedEnv):
         self.closed = True  # until it is complete: gymnasium's destructor asks
         self.max_restarts, self.restarts = max_restarts, 0
         self.workers: list[Worker] = []
+        self._stepping: list[Worker] | None = None
         blocks: list[Block] = []
         self._finalizer = weakref.finalize(self, _shut_down, self.workers, blocks, os.getpid())
         try:
@@ -121,14 +122,27 @@ class ProcessVectorEnv(BatchedEnv):
 
     def step(self, action: Any) -> Step:  # type: ignore[override]
         """See ``VlaVectorEnv``."""
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: Any) -> None:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
         self._begin_step(action)
-        before = {key: array.copy() for key, array in self.block.observations.items()}
-        died = self._tell("step", {w: [r for r in w.rows if not self._lost[r]] for w in self.workers})
-        lost = self._lost | died
+        self._before = {key: array.copy() for key, array in self.block.observations.items()}
+        self._stepping = self._send(
+            "step", {w: [r for r in w.rows if not self._lost[r]] for w in self.workers}
+        )
+
+    def step_wait(self) -> Step:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        if self._stepping is None:
+            raise RuntimeError("step_wait without step_async")
+        busy, self._stepping = self._stepping, None
+        lost = self._lost | self._receive("step", busy)
         if lost.any():
             block = self.block
             for key, array in block.observations.items():
-                array[lost] = before[key][lost]
+                array[lost] = self._before[key][lost]
             block.reward[lost] = 0
             block.terminated[lost] = block.success[lost] = False
             block.truncated[lost] = True
@@ -156,9 +170,20 @@ class ProcessVectorEnv(BatchedEnv):
 
     def _tell(self, command: str, payloads: dict[Worker, list]) -> np.ndarray:
         """Send to every worker with something to do, then wait for all. Bool [B]: rows whose worker was replaced."""
-        busy = {worker: payload for worker, payload in payloads.items() if payload}
-        for worker, payload in busy.items():
-            worker.send(command, payload)
+        return self._receive(command, self._send(command, payloads))
+
+    def _send(self, command: str, payloads: dict[Worker, list]) -> list[Worker]:
+        if (
+            self._stepping is not None and command != "reset"
+        ):  # answers nobody waits for are dropped by number
+            raise RuntimeError(f"{command} between step_async and step_wait")
+        self._stepping = None
+        busy = [worker for worker, payload in payloads.items() if payload]
+        for worker in busy:
+            worker.send(command, payloads[worker])
+        return busy
+
+    def _receive(self, command: str, busy: list[Worker]) -> np.ndarray:
         died = np.zeros(self.num_envs, dtype=bool)
         errors: list[Exception] = []
         for worker in busy:

@@ -56,4 +56,6 @@ def test_ratio_of_pairs():
     assert (ratio, low, high) == pytest.approx((10.0, 10.0, 10.0))
     ratio, low, high = ratio_interval([4.0, 1.0], [1.0, 1.0])  # logs 0 and 2 log 2: mean log 2, t(1) = 12.706
     assert ratio == pytest.approx(2.0)
-    assert math.log(high / 2) == pytest.approx(12.706 * math.log(2), rel=1e-3) and low == pytest.approx(4 / high)
+    assert math.log(high / 2) == pytest.approx(12.706 * math.log(2), rel=1e-3) and low == pytest.approx(
+        4 / high
+    )

@@ -93,6 +93,17 @@ class VlaVectorEnv(gym.vector.VectorEnv):
         """
         raise NotImplementedError
 
+    def step_async(self, action: Any) -> None:  # type: ignore[override]
+        """Begin ``step``, so that the caller can work until ``step_wait``; nothing may be asked in between.
+
+        This default only remembers the action; process vectorisation sends it.
+        """
+        self._pending = action
+
+    def step_wait(self) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """The result of the step that ``step_async`` began."""
+        return self.step(self._pending)
+
     def task_ids(self) -> list[str]:
         """Id of the task each of the B rows is playing (for per-task success)."""
         return [self.env_spec.id] * self.num_envs

@@ -118,9 +118,8 @@ class Trainer:
         next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
         next_evaluation = (progress.steps // run.eval_every + 1) * run.eval_every if run.eval_every else None
         while progress.steps < run.steps:
-            self.collector.step()
+            self.collector.step(meanwhile=self._update)
             progress.steps += self.env.num_envs
-            self._update()
             progress.seconds = before + time.monotonic() - began
             if self.on_progress is not None:
                 self.on_progress(progress, self.metrics)

@@ -1,5 +1,7 @@
 """Residual off-policy RL: what it must never do, hand computations, resume, and learning on a toy in seconds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from vla_rl.algorithms.factory import residual_td3
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ENV_STATE, INSTRUCTION, STATE
-from vla_rl.policies.residual import preference
+from vla_rl.policies.residual import action_scale, preference
 
 SMALL = {
     "observation_keys": [STATE, ENV_STATE],
@@ -204,3 +206,12 @@ def test_it_learns_and_never_falls_below_the_base():
     assert base < 0.5
     assert min(seen) >= base - 0.1
     assert success_rate(algorithm.eval_policy) >= 0.75
+
+
+def test_the_gripper_has_a_scale_of_its_own():
+    spec = replace(SPEC, action_names=("dx", "gripper"))
+    assert action_scale(0.4, spec, 1.0).tolist() == pytest.approx([0.4, 1.0])
+    assert action_scale(0.4, spec).tolist() == pytest.approx([0.4, 0.4])
+    assert action_scale([0.1, 0.2], spec, 1.0).tolist() == pytest.approx([0.1, 0.2])
+    with pytest.raises(UserError, match="gripper_scale=3"):
+        action_scale(0.4, spec, 3.0)

@@ -64,6 +64,23 @@ def test_processes_equal_serial_step_for_step(pair):
         assert all(torch.equal(pictures[0][key], pictures[1][key]) for key in pictures[0])
 
 
+def test_a_step_in_two_halves_equals_a_step(pair):
+    for env in pair:
+        env.reset(seed=2)
+    action = draws(1)[0]
+    for env in pair:
+        env.step_async(action)
+    with pytest.raises(RuntimeError, match="look between step_async and step_wait"):
+        pair[1].look()
+    halves = pair[1].step_wait()
+    whole = pair[0].step_wait()
+    assert same(whole[0], halves[0]) and torch.equal(whole[1], halves[1])
+    with pytest.raises(RuntimeError, match="step_wait without step_async"):
+        pair[1].step_wait()
+    pair[1].step_async(action)
+    assert same(pair[0].reset(seed=3)[0], pair[1].reset(seed=3)[0])  # a reset forgets the unfinished step
+
+
 def test_a_killed_worker_is_reported_and_its_rows_come_back(pair, caplog):
     serial, processes = pair
     before = processes.reset(seed=1)[0]

@@ -31,6 +31,7 @@ class FilteredBCConfig:
 
     Attributes:
         scale: bound of the correction as a fraction of half the action range.
+        gripper_scale: the same for dimensions named ``gripper``; None = ``scale``.
         observation_keys: what the actor sees.
         image_features: width of the image vector per camera, when a camera is named above.
         encoder: ``vit`` or ``conv``.
@@ -50,6 +51,7 @@ class FilteredBCConfig:
     """
 
     scale: Any = 0.3
+    gripper_scale: float | None = None
     observation_keys: list[str] = field(default_factory=list)
     image_features: int = 64
     encoder: str = "vit"
@@ -88,7 +90,7 @@ class FilteredBC:
             )
         self.config = config
         self.box = ActionBox(env_spec)
-        self.scale = action_scale(config.scale, env_spec.action_dim)
+        self.scale = action_scale(config.scale, env_spec, config.gripper_scale)
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
         )
@@ -129,12 +131,12 @@ class FilteredBC:
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Hold frames back until their episode ends; keep it if it ended in success."""
         for i, row in enumerate(rows.tolist()):
-            frame = frames[i : i + 1]
-            self.pending[row].append(frame)  # type: ignore[arg-type]
+            frame: Any = frames[i : i + 1]
+            self.pending[row].append(frame)
             if bool(frame["final"]):
                 episode = self.pending.pop(row)
                 if len(episode) > 1 and bool(episode[-2]["reward"] > 0):
-                    whole = torch.cat(episode)  # type: ignore[arg-type]
+                    whole: Any = torch.cat(episode)  # type: ignore[arg-type]
                     self.experience.append(whole, torch.full((len(whole),), row), warming=False)
         self.steps += int((~frames["final"]).sum())
         self._set_phase()

@@ -36,7 +36,8 @@ class ResidualTD3Config:
 
     Attributes:
         scale: bound of the correction as a fraction of half the action range; one number or one per dimension
-            (0 = leave that dimension, e.g. a gripper, to the base).
+            (0 = leave that dimension to the base).
+        gripper_scale: the same for dimensions named ``gripper``, when ``scale`` is one number; None = ``scale``.
         candidates: base candidates per decision (1 = residual RL, n = EXPO).
         gate: the unedited base competes with the edits wherever the critic chooses.
         gate_margin: standard deviations of the critics' disagreement taken off an edit's advantage.
@@ -74,6 +75,7 @@ class ResidualTD3Config:
     """
 
     scale: Any = 0.3
+    gripper_scale: float | None = None
     candidates: int = 1
     gate: bool = True
     gate_margin: float = 0.0
@@ -177,7 +179,7 @@ class ResidualTD3:
         config.check()
         self.config, self.device = config, torch.device(device)
         self.box = ActionBox(env_spec, device)
-        self.scale = action_scale(config.scale, env_spec.action_dim).to(device)
+        self.scale = action_scale(config.scale, env_spec, config.gripper_scale).to(device)
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
         ).to(device)

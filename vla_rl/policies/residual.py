@@ -50,23 +50,34 @@ class ActionBox:
         return torch.maximum(torch.minimum(action, self.high), self.low)
 
 
-def action_scale(scale: float | Sequence[float], actions: int) -> Tensor:
-    """[A] bound of the correction as a fraction of half the range, from one number or one per dimension.
+def action_scale(scale: float | Sequence[float], spec: EnvSpec, gripper: float | None = None) -> Tensor:
+    """[A] bound of the correction as a fraction of half the range.
+
+    Args:
+        scale: one number, or one per dimension.
+        spec: the environment's action dimensions and their names.
+        gripper: bound of the dimensions named ``gripper`` when ``scale`` is one number; None = as the others.
 
     Raises:
         UserError: wrong length, or outside [0, 2] (2 spans the whole box).
     """
+    actions = spec.action_dim
     values = torch.as_tensor(scale, dtype=torch.float32)
     if values.dim() > 1 or (values.dim() == 1 and len(values) not in (1, actions)):
         raise UserError(
             f"algorithm.scale has {values.numel()} entries for {actions} action dimensions: give one number "
             "or one for each dimension"
         )
+    single = values.numel() == 1
+    values = values.expand(actions).clone()
+    if single and gripper is not None:
+        values[[i for i, name in enumerate(spec.action_names) if name == "gripper"]] = gripper
     if not ((values >= 0) & (values <= 2)).all():
         raise UserError(
-            f"algorithm.scale={scale} is outside [0, 2]: it is a fraction of half the action range"
+            f"algorithm.scale={scale}, gripper_scale={gripper}: outside [0, 2]; they are fractions of half the "
+            "action range"
         )
-    return values.expand(actions).clone()
+    return values
 
 
 class Residual:

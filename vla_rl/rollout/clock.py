@@ -40,7 +40,8 @@ def time_collection(env: VlaVectorEnv, policy: Policy, steps: int, *, seed: int 
         and ``policy`` (act), ``inside``: these three together, and ``overhead``: what is left, as a fraction of them.
     """
     seconds = {"simulator": 0.0, "cameras": 0.0, "policy": 0.0}
-    timed_env: Any = _Timed(env, {"step": "simulator", "reset": "simulator", "look": "cameras"}, seconds)
+    parts = {"step_async": "simulator", "step_wait": "simulator", "reset": "simulator", "look": "cameras"}
+    timed_env: Any = _Timed(env, parts, seconds)
     timed_policy: Any = _Timed(policy, {"act": "policy"}, seconds)
     collector = Collector(timed_env, timed_policy, lambda n, _: seed + n, sink=lambda frames, rows: None)
     collector.begin()

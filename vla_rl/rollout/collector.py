@@ -132,8 +132,14 @@ class Collector:
             return torch.zeros(self.env.num_envs, dtype=torch.bool)
         return self.policy.needs_images(self.state)
 
-    def step(self, deterministic: bool = False) -> list[Episode]:
+    def step(
+        self, deterministic: bool = False, *, meanwhile: Callable[[], None] | None = None
+    ) -> list[Episode]:
         """One control step of every row; finished rows are closed, reported and begun anew.
+
+        Args:
+            deterministic: passed to the policy.
+            meanwhile: work to do while simulator processes step (updates); it sees the frames before this step.
 
         Returns:
             The episodes that ended at this step.
@@ -149,7 +155,10 @@ class Collector:
         action = torch.maximum(torch.minimum(action, self.high), self.low)
         # Before the step: an environment may hand out views of memory that the step overwrites.
         frames = self._frames(observation, output, action) if self.sink is not None else None
-        after, reward, terminated, truncated, info = self.env.step(action)
+        self.env.step_async(action)
+        if meanwhile is not None:
+            meanwhile()
+        after, reward, terminated, truncated, info = self.env.step_wait()
         self.length += 1
         count = self.env.num_envs
         self.steps += count

@@ -1,0 +1,173 @@
+"""What the single and the batched ManiSkill environments share: names, bounds, scene, spec."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
+from vla_rl.keys import image_key
+
+INSTRUCTIONS = {
+    "TablePushCube-v1": "push the cube away from the robot",
+    "TablePullCube-v1": "pull the cube towards the robot",
+    "TableLiftCube-v1": "lift the cube off the table",
+    "PushCube-v1": "push the cube to the target",
+    "PullCube-v1": "pull the cube to the target",
+    "PickCube-v1": "pick up the red cube and hold it at the goal",
+    "StackCube-v1": "stack the red cube on the green cube",
+    "LiftPegUpright-v1": "stand the peg upright",
+    "PokeCube-v1": "poke the cube with the peg",
+    "RollBall-v1": "roll the ball to the target",
+    "PlaceSphere-v1": "place the sphere in the bin",
+    "PegInsertionSide-v1": "insert the peg into the hole from the side",
+    "PlugCharger-v1": "plug the charger into the receptacle",
+}
+"""What a person would say; ``task=`` overrides it."""
+
+CONTROLS = {
+    # name: (low, high, names) without the gripper; metres, radians per control step
+    "ee": ([-0.05] * 3, [0.05] * 3, ("dx", "dy", "dz")),
+    "ee_pose": ([-0.05] * 3 + [-0.2] * 3, [0.05] * 3 + [0.2] * 3, ("dx", "dy", "dz", "rx", "ry", "rz")),
+    "joint": ([-0.1] * 7, [0.1] * 7, tuple(f"dq{i}" for i in range(1, 8))),
+}
+GRIPPER = (-0.01, 0.04)
+"""Finger target in metres; below zero squeezes."""
+
+JOINT_LEAD = 0.2
+"""How far, in radians, a joint target may run ahead of the joint under ``control=joint``."""
+
+STATE_NAMES = (
+    *(f"joint{i}" for i in range(1, 8)),
+    *("finger1", "finger2", "tcp_x", "tcp_y", "tcp_z", "tcp_qw", "tcp_qx", "tcp_qy", "tcp_qz"),
+)
+
+
+def build_scene(
+    id: str,
+    num_envs: int,
+    backend: str,
+    *,
+    control: str,
+    image_size: int,
+    cameras: Sequence[str],
+    shadows: bool,
+) -> Any:
+    """The unwrapped stock environment, reset once.
+
+    Args:
+        backend: ``physx_cpu`` or ``physx_cuda``.
+
+    Raises:
+        UserError: unknown id (nearest named), control or camera; no renderer.
+    """
+    if control not in CONTROLS:
+        raise UserError(f"env.control={control} is not one of {', '.join(CONTROLS)}")
+    render_backend = "gpu"
+    if backend == "physx_cpu":
+        render_backend = importlib.import_module("sim.rendering").setup().render_backend
+    import gymnasium as gym
+    import mani_skill.envs  # noqa: F401  (registers the tasks)
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    import sim.maniskill_tasks  # noqa: F401  (registers ours)
+
+    # It warns at every start that the stock scenes leave a pose at its default.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # the trailing blank is its name's
+
+    if id not in REGISTERED_ENVS:
+        near = ", ".join(difflib.get_close_matches(id, REGISTERED_ENVS, 3, 0.4)) or "see docs"
+        raise UserError(f"unknown ManiSkill environment {id}: did you mean {near}?")
+    env: Any = gym.make(
+        id,
+        obs_mode="state",
+        control_mode="pd_joint_pos",
+        robot_uids="panda",
+        sim_backend=backend,
+        render_backend=render_backend,
+        sensor_configs=_camera_configs(cameras, image_size),
+        enable_shadow=shadows,
+        num_envs=num_envs,
+    ).unwrapped
+    env.reset(seed=0)
+    return env
+
+
+def _camera_configs(cameras: Sequence[str], size: int) -> dict[str, dict[str, Any]]:
+    """Sensor settings for ManiSkill: the stock tasks have one camera, ``base_camera``."""
+    from mani_skill.utils import sapien_utils
+
+    known = {
+        "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
+        "wide": {},
+    }
+    if len(cameras) > 1 or any(c not in known for c in cameras):
+        raise UserError(f"env.cameras={list(cameras)}: ManiSkill tasks have one of {', '.join(known)}")
+    common = {"width": size, "height": size, "shader_pack": "minimal"}
+    if not cameras:
+        return {"base_camera": common}
+    return {"base_camera": known[cameras[0]] | common}
+
+
+def spec_of(
+    env: Any,
+    id: str,
+    *,
+    control: str,
+    image_size: int,
+    cameras: Sequence[str],
+    env_state_dim: int,
+    max_episode_steps: int | None,
+    instruction: str,
+) -> EnvSpec:
+    """Dimensions, bounds and names of a built scene."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    low, high, names = CONTROLS[control]
+    return EnvSpec(
+        id=id,
+        state_dim=len(STATE_NAMES),
+        env_state_dim=env_state_dim,
+        action_low=tuple(_single([*low, GRIPPER[0]])),
+        action_high=tuple(_single([*high, GRIPPER[1]])),
+        cameras={image_key(name): (image_size, image_size) for name in cameras},
+        tasks=(instruction,),
+        max_episode_steps=max_episode_steps or REGISTERED_ENVS[id].max_episode_steps or 100,
+        rate_hz=float(env.control_freq),
+        state_names=STATE_NAMES,
+        action_names=(*names, "gripper"),
+    )
+
+
+def _single(values: Sequence[float]) -> list[float]:
+    """Rounded to float32, as actions are."""
+    import numpy as np
+
+    return np.asarray(values, np.float32).tolist()
+
+
+def render(env: Any) -> Any:
+    """Picture of every row now, uint8 [B, H, W, 3]; goal markers hidden."""
+    for hidden in env._hidden_objects:
+        hidden.hide_visual()
+    env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+    camera = env.scene.sensors["base_camera"]
+    camera.capture()
+    return camera.get_obs(depth=False, position=False, segmentation=False)["rgb"][..., :3]
+
+
+def privileged(env: Any, info: dict[str, Any]) -> Any:
+    """The task's own privileged observation of every row but for the TCP's pose, float32 [B, n]."""
+    import torch
+
+    extra = env._get_obs_extra(info)
+    parts = [
+        torch.as_tensor(value, dtype=torch.float32).reshape(env.num_envs, -1).cpu()
+        for key, value in extra.items()
+        if key != "tcp_pose"
+    ]
+    return torch.cat(parts, 1) if parts else torch.zeros(env.num_envs, 0)
