@@ -69,7 +69,7 @@ class PretrainConfig:
     inputs: list[str] = field(default_factory=list)
     seed: int = 0
     save_every: int = 500
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] | None = None
 
 
 def features_of(samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,7 +147,7 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
 
     inputs, outputs = features_of(samples)
     if config.type == "smolvla_nano":
-        shape = {"chunk_size": config.chunk_size} | config.overrides
+        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
         policy = nano_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
         return policy, policy.config
     if _is_folder(config.type):
@@ -161,7 +161,7 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
                 "device": "cpu",
                 "push_to_hub": False,
                 **small_settings(config.type, config.chunk_size),
-                **config.overrides,
+                **(config.overrides or {}),
             },
         )
         policy_config.validate_features()
@@ -185,7 +185,7 @@ def _continued(config: PretrainConfig, inputs: dict, outputs: dict, folder: Path
     if vlm is not None:
         shutil.copytree(vlm, folder / VLM_FOLDER, dirs_exist_ok=True)
         policy_config.vlm_model_name = str(folder / VLM_FOLDER)
-    for key, value in config.overrides.items():
+    for key, value in (config.overrides or {}).items():
         if not hasattr(policy_config, key):
             raise UserError(f"overrides.{key}: {policy_config.type} has no such field")
         setattr(policy_config, key, value)

@@ -71,6 +71,7 @@ def _prepare(config: Any, name: str) -> None:
             "train.type=act",
             f"train.{inputs}",
             "train.lr=0.0005",
+            "train.overrides={dim_model:128,n_heads:4,dim_feedforward:256}",
             "threads=1",
         ]
         _call(["pretrain", f"datasets=[{folder}/demonstrations]", f"out={base}", *settings], log)
