@@ -47,6 +47,17 @@ def test_every_command_has_help_with_an_example(capsys, name):
         (["train", "nonsense"], "'nonsense' is not key=value"),
         (["train", "resume=runs/does-not-exist"], "no run there"),
         (["pretrain", "datasets=[nowhere]", "out=x"], "nowhere is not a LeRobotDataset"),
+        (
+            ["pretrain", "datasets=[no]", "out=x", "train.overrides={dim_model:64}"],
+            "no is not a LeRobotDataset",
+        ),
+        (["bench", "colector"], "did you mean collector"),
+        (["bench", "residual", "only=[lfit]"], "did you mean lift"),
+        (["eval", "env=maniskill", "env.backend=gpu"], "env.backend=gpu is not one of auto, cpu, cuda"),
+        (
+            ["eval", "env=table", "env.cameras=[]", "policy.path=assets/smolvla-nano"],
+            "observation.images.base",
+        ),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, expected):

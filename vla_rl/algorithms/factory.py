@@ -9,17 +9,28 @@ from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
 from vla_rl.config import typed
 from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
 
 
-def residual_td3(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> ResidualTD3:
-    """ResFiT and EXPO; unknown settings fail with the nearest field."""
-    return ResidualTD3(typed(ResidualTD3Config, settings), base, env_spec, num_envs)
+def _checked(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"algorithm.device={device}: torch sees no CUDA device; set algorithm.device=cpu")
+    return device
 
 
-def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> RLPD:
+def residual_td3(
+    base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any
+) -> ResidualTD3:
+    """ResFiT and EXPO, networks and replay on ``device``; unknown settings fail with the nearest field."""
+    return ResidualTD3(typed(ResidualTD3Config, settings), base, env_spec, num_envs, _checked(device))
+
+
+def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> RLPD:
     """The same learner without its base, which is not used."""
-    return RLPD(typed(RLPDConfig, settings), env_spec, num_envs)
+    return RLPD(typed(RLPDConfig, settings), env_spec, num_envs, _checked(device))
 
 
 def filtered_bc(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> FilteredBC:

@@ -91,7 +91,7 @@ def _page(tasks: dict[str, Any], demos: dict[str, Any], config: Any) -> str:
         "## Tasks, at equal environment steps",
         "",
         f"`vla-rl bench residual`: success of each seed's final policy over {config.episodes} episodes after "
-        f"{config.steps} environment steps; one recipe, only the residual's scale is set per simulator. 95 % Wilson "
+        f"{config.steps} environment steps; one recipe, the same settings for every task. 95 % Wilson "
         "interval over all seeds' episodes; in brackets each seed's success in percent. Base: LeRobot's ACT on "
         "simulator state, cloned from a few noisy demonstrations; every algorithm gets "
         f"{config.shown} demonstrations.",
