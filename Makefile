@@ -16,10 +16,10 @@ demo: setup  ## the main job: shipped VLA, residual RL, report (ARGS="name=x see
 	@.venv/bin/vla-rl demo $(ARGS)
 
 test: setup  ## the test suite (ARGS="-k replay")
-	@OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m "not learning" $(ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m "not learning" $(ARGS)
 
 learning: setup  ## the long learning tests
-	@OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m learning $(ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m learning $(ARGS)
 
 lint: setup  ## style, types and import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -117,47 +117,72 @@ def test_existing_run_is_never_overwritten(tmp_path):
         open_run(config, str(tmp_path / "nothing"), "")
 
 
-CHILD = """
-import sys
+NURSERY = """
+import os, sys
 sys.path[:0] = [{data!r}, {root!r}]
-import test_train as t
-t.train_module.load_base = lambda config, candidates=1: t.Walk(0.05)
-config, make = t.trainer({tmp!r}, "killed")
 import pathlib
-folder = pathlib.Path({tmp!r}) / "killed"
-resume = str(folder) if (folder / "config.yaml").is_file() else None
-config.run.steps = 10**6
-config.run.checkpoint_every = 60
-config.run.keep_checkpoints = 2
-run, checkpoint = t.open_run(config, resume, "x: 1")
-trainer = make(run)
-if checkpoint is not None:
-    trainer.restore(checkpoint)
-print("ready", trainer.progress.steps, flush=True)
-trainer.learn()
+import test_train as t
+
+def live(name="killed", steps=10**6):
+    t.torch.set_num_threads(1)
+    t.train_module.load_base = lambda config, candidates=1: t.Walk(0.05)
+    config, make = t.trainer({tmp!r}, name)
+    folder = pathlib.Path({tmp!r}) / name
+    resume = str(folder) if (folder / "config.yaml").is_file() else None
+    config.run.steps = steps
+    config.run.checkpoint_every = 60
+    config.run.keep_checkpoints = 2
+    run, checkpoint = t.open_run(config, resume, "x: 1")
+    trainer = make(run)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    if name == "killed":
+        print("ready", os.getpid(), trainer.progress.steps, flush=True)
+    trainer.learn()
+    run.close()
+
+live("warm", 80)  # what is imported late is imported here, once
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            live()
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
 def test_sigkill_at_random_moments_always_leaves_a_loadable_run(tmp_path):
+    """One process imports and forks the others: twenty kills are then not twenty imports of torch."""
     here = Path(__file__).parent
-    code = CHILD.format(data=str(here / "data"), root=str(here), tmp=str(tmp_path))
+    code = NURSERY.format(data=str(here / "data"), root=str(here), tmp=str(tmp_path))
     moments = random.Random(0)
     seen = [0]
-    kills = 0
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
-    while kills < 20:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-        )
-        line = child.stdout.readline()
-        assert line.startswith("ready"), line
-        seen.append(int(line.split()[1]))
-        # Several kills of one start-up would only kill imports: die while it collects, learns and saves.
-        time.sleep(moments.uniform(0.0, 0.4))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        kills += 1
-        newest = RunFolder.latest_in(tmp_path / "killed")
-        if newest is not None:
-            assert int(newest.name) >= seen[-1]
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env=environment,
+    )
+    try:
+        for _ in range(24):
+            nursery.stdin.write("next\n")
+            word, pid, steps = nursery.stdout.readline().split()
+            assert word == "ready"
+            seen.append(int(steps))
+            # It dies while it collects, learns or saves.
+            time.sleep(moments.uniform(0.0, 0.4))
+            os.kill(int(pid), signal.SIGKILL)
+            assert nursery.stdout.readline() == "gone\n"
+            newest = RunFolder.latest_in(tmp_path / "killed")
+            if newest is not None:
+                assert int(newest.name) >= seen[-1]
+    finally:
+        nursery.kill()
+        nursery.wait()
     assert seen[-1] > 0 and seen == sorted(seen)
