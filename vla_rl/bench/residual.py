@@ -87,7 +87,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
     run_folder = folder / f"{algorithm}-{seed}"
     if (run_folder / "final.json").is_file():
         return
-    if run_folder.is_dir() and any((run_folder / "checkpoints").glob("*")):
+    if (run_folder / "config.yaml").is_file():
         arguments = [f"resume={run_folder}"]
     else:
         arguments = [
