@@ -57,3 +57,14 @@ def test_prepare_process_leaves_what_the_user_set(monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "5"
     assert os.environ["MKL_NUM_THREADS"] == str(threads.cpu_budget())
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_set_cores_keeps_the_first_ones():
+    everything = os.sched_getaffinity(0)
+    try:
+        threads.set_cores(None)
+        assert os.sched_getaffinity(0) == everything
+        threads.set_cores(1)
+        assert os.sched_getaffinity(0) == {min(everything)}
+    finally:
+        os.sched_setaffinity(0, everything)

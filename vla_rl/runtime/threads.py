@@ -73,3 +73,12 @@ def set_threads(count: int | None) -> int:
         except RuntimeError:
             pass  # can only be chosen before torch's first parallel work
     return count
+
+
+def set_cores(count: int | None) -> None:
+    """Keep this thread, and all that it starts from now on, on the first ``count`` of its cores (None: all).
+
+    A software renderer starts a thread for every core it sees, whatever the thread settings say.
+    """
+    if count is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
