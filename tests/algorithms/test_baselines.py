@@ -56,6 +56,14 @@ def test_filtered_cloning_keeps_successes_only():
     assert (batch["reward"] == 1.0).all()
 
 
+def test_filtered_cloning_lives_on_demonstrations_until_something_succeeds():
+    torch.manual_seed(0)
+    algorithm = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
+    algorithm.add_demonstrations(demonstrations(5, BiasedBase()))
+    assert len(algorithm.experience.online) == 0
+    assert torch.isfinite(algorithm.update()["actor_loss"])
+
+
 def test_filtered_cloning_learns_from_demonstrations():
     torch.manual_seed(0)
     algorithm = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)

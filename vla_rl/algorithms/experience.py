@@ -158,10 +158,12 @@ class Experience:
             demonstration_share: share of demonstrations, when there are any.
             anchor_share: least share of the warm-up in the rest; its natural share is its share of frames.
         """
-        shown = round(size * demonstration_share) if len(self.demonstrations) else 0
-        rest = size - shown
         have_online = len(self.online) > 2 * self.online.rows  # certain to hold a complete transition
         have_warmup = len(self.warmup) > 2 * self.warmup.rows
+        shown = round(size * demonstration_share) if len(self.demonstrations) else 0
+        if len(self.demonstrations) and not have_online and not have_warmup:
+            shown = size  # filtered cloning before anything has succeeded
+        rest = size - shown
         natural = len(self.warmup) / max(1, len(self.warmup) + len(self.online))
         anchored = round(rest * max(anchor_share, natural)) if have_warmup else 0
         if not have_online and have_warmup:
