@@ -26,8 +26,10 @@ def run(overrides: list[str]) -> int:
     config = compose("bench_collector", overrides)
     set_threads(config.threads)
     set_cores(config.threads)  # the software renderer's threads too: it takes every core it can see
+    resized = {**config.stock, "image_size": config.env.image_size}
+    stock = {"stock": config.stock, "stock_resized": resized}
     sides = {"vla_rl": (config.env, config.steps)}
-    sides |= {name: (config[name], config.stock_steps) for name in STOCK}
+    sides |= {name: (node, config.stock_steps) for name, node in stock.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     envs: dict[str, Any] = {}
     try:
@@ -43,7 +45,7 @@ def run(overrides: list[str]) -> int:
     finally:
         for env in envs.values():
             env.close()
-    rows = [_ratio(rounds, name, f"{what}, {config[name].image_size} px") for name, what in STOCK.items()]
+    rows = [_ratio(rounds, name, f"{what}, {stock[name]['image_size']} px") for name, what in STOCK.items()]
     for row in rows:
         print(
             f"{row['ratio']:.1f} times as fast (95 % {row['ratio95'][0]:.1f}-{row['ratio95'][1]:.1f}): {row['name']}"
