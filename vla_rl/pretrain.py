@@ -164,10 +164,18 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
                 **(config.overrides or {}),
             },
         )
+        _scale_environment_state(policy_config)
         policy_config.validate_features()
         return get_policy_class(config.type)(policy_config), policy_config
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         raise UserError(f"type={config.type}: {first_line(error)} (see overrides and inputs)") from error
+
+
+def _scale_environment_state(policy_config: Any) -> None:
+    """Normalise ``observation.environment_state`` as the state is; LeRobot's policies leave it in metres by default."""
+    modes = dict(policy_config.normalization_mapping)
+    if "STATE" in modes:
+        policy_config.normalization_mapping = {"ENV": modes["STATE"]} | modes
 
 
 def _continued(config: PretrainConfig, inputs: dict, outputs: dict, folder: Path) -> tuple[Any, Any]:

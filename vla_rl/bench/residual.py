@@ -16,6 +16,9 @@ from vla_rl.bench.residual_table import TITLES, write_table
 from vla_rl.config import compose, nearest
 from vla_rl.errors import UserError
 
+RAW = "normalization_mapping:{ENV:IDENTITY,STATE:MEAN_STD,ACTION:MEAN_STD}"
+"""Object positions reach the clone in metres, as LeRobot's own defaults have it."""
+
 
 def run(overrides: list[str]) -> int:
     """Run what is missing and write the table after every run."""
@@ -66,12 +69,13 @@ def _prepare(config: Any, name: str) -> None:
     if not (base / "model.safetensors").is_file() or (base / "training.safetensors").is_file():
         inputs = "inputs=[observation.state,observation.environment_state]"
         steps = task.get("bc_steps", config.bc_steps)
+        raw = [RAW] if task.get("raw_state", False) else []
         settings = [
             f"train.steps={steps}",
             "train.type=act",
             f"train.{inputs}",
             "train.lr=0.0005",
-            "train.overrides={dim_model:128,n_heads:4,dim_feedforward:256}",
+            "train.overrides={" + ",".join(["dim_model:128,n_heads:4,dim_feedforward:256", *raw]) + "}",
             "threads=1",
         ]
         _call(["pretrain", f"datasets=[{folder}/demonstrations]", f"out={base}", *settings], log)
