@@ -1,0 +1,1 @@
+"""The arm: ROS 2, safety, interventions and sessions."""
