@@ -72,9 +72,9 @@ class ManiSkillEnv:
         self.substeps = self.env._sim_steps_per_control
         self.robot = self.env.agent.robot._objs[0]
         self.joints = self.robot.get_active_joints()
-        from sim.panda_ik import PandaIK
+        from sim.panda_ik import panda_ik
 
-        self.ik = PandaIK(self.env.agent.urdf_path)
+        self.ik = panda_ik(self.env.agent.urdf_path)
         self.spec = spec_of(
             self.env,
             id,

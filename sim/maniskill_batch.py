@@ -108,9 +108,9 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         self.control, self.cuda = control, backend == "physx_cuda"
         self.instruction = task or INSTRUCTIONS.get(id, id.split("-")[0])
         self.robot = self.env.agent.robot
-        from sim.panda_ik import PandaIK
+        from sim.panda_ik import panda_ik
 
-        self.ik = [PandaIK(self.env.agent.urdf_path) for _ in range(num_envs)]
+        self.ik = [panda_ik(self.env.agent.urdf_path) for _ in range(num_envs)]
         self.targets = np.zeros((num_envs, 9))
         spec = spec_of(
             self.env,

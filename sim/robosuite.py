@@ -35,7 +35,7 @@ TASKS = {
 
 
 @contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
+def global_seed(seed: int) -> Iterator[None]:
     """A seeded global numpy generator, which robosuite draws from, left afterwards as it was."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
@@ -90,7 +90,7 @@ class RobosuiteEnv:
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # robosuite lowers it on import
         self._mujoco = mujoco
-        with _global_seed(0):  # the model's own random sizes, the same in every process
+        with global_seed(0):  # the model's own random sizes, the same in every process
             self.env: Any = robosuite.make(
                 stock,
                 robots="Panda",
@@ -137,7 +137,7 @@ class RobosuiteEnv:
 
     def reset(self, seed: int | None) -> tuple[dict[str, np.ndarray], str]:
         """Begin the episode of ``seed`` (None: a random one)."""
-        with _global_seed(int(np.random.randint(2**31)) if seed is None else int(seed)):
+        with global_seed(int(np.random.randint(2**31)) if seed is None else int(seed)):
             self.env.reset()
         self.control = PandaControl(self.env)
         self.steps = 0

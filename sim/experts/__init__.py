@@ -26,6 +26,10 @@ def expert(env: VlaVectorEnv, **settings: Any) -> Expert:
         from sim.experts.metaworld import MetaWorldExpert
 
         return MetaWorldExpert(env, **settings)
+    if ids == {"ArmLift"}:
+        from sim.experts.sim_arm import SimArmExpert
+
+        return SimArmExpert(env, **settings)
     if ids <= set(robosuite.TASKS):
         from sim.experts.robosuite import RobosuiteExpert
 
@@ -36,5 +40,5 @@ def expert(env: VlaVectorEnv, **settings: Any) -> Expert:
         return ManiSkillExpert(env, **settings)
     raise UserError(
         f"no scripted expert for {', '.join(sorted(ids))}: there are experts for all of Meta-World, for Lift and Can "
-        "of robosuite and for some ManiSkill tasks; name another policy"
+        "of robosuite, for the simulated arm and for some ManiSkill tasks; name another policy"
     )

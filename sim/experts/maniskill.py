@@ -124,8 +124,8 @@ def stack_cube(state: Tensor, extra: Tensor) -> Tensor:
     a, b = extra[:, :3], extra[:, 7:10]
     tcp = state[:, TCP]
     aside = (a[:, :2] - b[:, :2]).norm(dim=-1)
-    # Lift before crossing over so that A never knocks B over, then lower the last centimetres slowly.
-    height = torch.where(aside < 0.012, torch.full_like(aside, 0.06), torch.full_like(aside, 0.10))
+    # Lift before crossing over so that A never knocks B over, then press it down: what aims at its height hovers there.
+    height = torch.where(aside < 0.012, torch.full_like(aside, 0.05), torch.full_like(aside, 0.10))
     goal = _at(b, z=height)
     low = (a[:, 2] < 0.08) & (aside > 0.03)
     goal = torch.where(low[:, None], _at(a, z=0.10), goal)

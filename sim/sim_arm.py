@@ -1,0 +1,118 @@
+"""The simulated arm in lockstep: what a policy trains in before it drives the same arm over ROS 2.
+
+The control stack is the robot's own (contract, inverse kinematics, safety filter, command rate); only ROS 2 and its
+latencies are missing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from real.contract import load_contract
+from real.embodiment import Commander, action_names, state_names, state_vector
+from real.kinematics import ArmModel
+from real.safety import SafetyFilter
+from sim.arm_world import ArmWorld
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE, image_key
+
+
+class SimArmEnv:
+    """Lift the red cube with the simulated arm (see ``sim.base.SimEnv``).
+
+    ``observation.state``: joints, TCP position, finger. ``observation.environment_state`` [3]: the cube's position,
+    metres in the base frame, as a tracker would report it. Action: see ``real.embodiment.Commander``.
+
+    Args:
+        id: ``ArmLift``.
+        robot: contract of the arm (``configs/robot``).
+        image_size: height and width of the pictures in pixels.
+        cameras: names from the contract; None = all of them.
+        max_episode_steps: time limit in control steps.
+    """
+
+    def __init__(
+        self,
+        id: str = "ArmLift",
+        *,
+        robot: str = "sim_arm",
+        image_size: int = 96,
+        cameras: tuple[str, ...] | list[str] | None = None,
+        max_episode_steps: int = 150,
+    ) -> None:
+        if id != "ArmLift":
+            raise UserError(f"unknown task of the simulated arm {id}: there is ArmLift")
+        self.contract = load_contract(robot)
+        names = tuple(self.contract.cameras) if cameras is None else tuple(cameras)
+        self.model = ArmModel(self.contract)
+        self.safety = SafetyFilter(self.contract, self.model)
+        self.commander = Commander(self.contract, self.model)
+        self.world = ArmWorld(self.contract.home, names, image_size)
+        self.ticks = round(self.contract.command.rate_hz / self.contract.control.rate_hz)
+        self.instruction = self.contract.tasks[0]
+        actions = action_names(self.contract)
+        self.spec = EnvSpec(
+            id=id,
+            state_dim=len(state_names(self.contract)),
+            env_state_dim=3,
+            action_low=(-1.0,) * len(actions),
+            action_high=(1.0,) * len(actions),
+            cameras={image_key(name): (image_size, image_size) for name in names},
+            tasks=(self.instruction,),
+            max_episode_steps=max_episode_steps,
+            rate_hz=self.contract.control.rate_hz,
+            state_names=state_names(self.contract),
+            action_names=actions,
+        )
+        self.steps = 0
+
+    def reset(self, seed: int | None) -> tuple[dict[str, np.ndarray], str]:
+        """Begin the episode of ``seed`` (None: a random one)."""
+        self.world.reset(seed)
+        self.safety.reset(self.world.joints)
+        self.commander.reset(self.world.joints)
+        self.steps, self.now = 0, 0.0
+        return self._observe(), self.instruction
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
+        """One control step: several ticks of the safety filter."""
+        world, dt = self.world, self.safety.dt
+        target, finger = self.commander.command(action, world.joints)
+        self.safety.aim(target, self.now)
+        if finger is not None:
+            world.finger_target = finger
+        for _ in range(self.ticks):
+            before = self.safety.position, self.safety.velocity, self.safety.acceleration
+            self.now += dt
+            self.safety.tick(self.now, world.joints, 0.0)
+            world.advance(dt, between(before, self.safety.acceleration, dt))
+        self.steps += 1
+        success = world.success
+        truncated = self.steps >= self.spec.max_episode_steps and not success
+        return self._observe(), float(success), success, truncated, success
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Render the cameras now."""
+        return {image_key(name): picture for name, picture in self.world.look().items()}
+
+    def close(self) -> None:
+        """Free the scene."""
+        self.world.close()
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        state = state_vector(self.model, self.world.joints, self.world.finger)
+        return {STATE: state, ENV_STATE: self.world.cube_position.astype(np.float32)}
+
+
+def between(start: tuple[np.ndarray, np.ndarray, np.ndarray], end: np.ndarray, seconds: float):
+    """The motion of constant jerk from ``start`` (position, velocity, acceleration) to the acceleration ``end``."""
+    position, velocity, acceleration = start
+    jerk = (end - acceleration) / seconds
+
+    def reference(time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        speed = velocity + acceleration * time + jerk * time**2 / 2
+        where = position + velocity * time + acceleration * time**2 / 2 + jerk * time**3 / 6
+        return where, speed, acceleration + jerk * time
+
+    return reference

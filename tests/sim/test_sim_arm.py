@@ -1,0 +1,128 @@
+"""The simulated arm in lockstep: conformance, seeding, the limits of its contract, its expert."""
+
+import numpy as np
+import pytest
+import torch
+
+from real.contract import load_contract
+from real.embodiment import Commander
+from real.kinematics import ArmModel
+from sim.experts import expert
+from sim.sim_arm import SimArmEnv
+from sim.vector import make
+from vla_rl.checks import check_env, check_policy
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.rollout.evaluate import evaluate
+
+ADAPTER = "sim.sim_arm:SimArmEnv"
+CONTRACT = load_contract("sim_arm")
+HOME = np.array(CONTRACT.home)
+
+
+@pytest.fixture(scope="module")
+def arm():
+    env = SimArmEnv(cameras=[])
+    yield env
+    env.close()
+
+
+def test_conformance():
+    check_env(lambda: make(ADAPTER, "ArmLift", 2, 0, image_size=32, max_episode_steps=6))
+    env = make(ADAPTER, "ArmLift", 1, 0, cameras=[])
+    check_policy(expert(env), env.env_spec)
+    env.close()
+
+
+def test_the_tool_is_where_kinematics_say(arm):
+    """MuJoCo's Panda and the URDF's are the same arm, but for where along the fingers their tool points lie."""
+    arm.reset(0)
+    site = arm.world.data.site("gripper0_grip_site")
+    position, rotation = arm.model.pose(arm.world.joints)
+    apart = site.xpos - arm.world.base - position
+    along = rotation[:, 2]
+    assert np.linalg.norm(apart - (apart @ along) * along) < 1e-3
+    assert abs(apart @ along) < 0.01
+
+
+def test_the_arm_follows_and_no_limit_is_exceeded(arm):
+    arm.reset(0)
+    rng = np.random.default_rng(0)
+    limits = CONTRACT.limits
+    for _ in range(60):
+        arm.step(np.append(rng.uniform(-1, 1, 3) + [0, 0, 0.3], -1))
+        assert np.abs(arm.world.joints - arm.safety.position).max() < 0.01
+        assert (np.abs(arm.world.joint_velocity) <= 1.02 * np.array(limits.velocity)).all()
+        assert (
+            arm.model.motion(arm.world.joints, arm.world.joint_velocity)[1] <= 1.02 * CONTRACT.tool.max_speed
+        )
+    assert not arm.safety.latched
+
+
+def test_an_action_of_one_moves_the_tool_by_the_contracts_translation(arm):
+    start = arm.reset(0)[0][STATE][7:10]
+    for _ in range(4):
+        arm.step(np.array([0.0, 1.0, 0.0, 1.0]))
+    for _ in range(10):
+        after = arm.step(np.array([0.0, 0.0, 0.0, 1.0]))[0][STATE][7:10]
+    np.testing.assert_allclose(after - start, [0, 4 * CONTRACT.control.translation, 0], atol=2e-3)
+
+
+def test_the_cube_is_where_the_seed_puts_it(arm):
+    places = [arm.reset(seed)[0][ENV_STATE] for seed in (1, 2, 1)]
+    np.testing.assert_array_equal(places[0], places[2])
+    assert not np.array_equal(places[0], places[1])
+
+
+def test_the_expert_lifts_the_cube():
+    env = make(ADAPTER, "ArmLift", 2, 0, cameras=[])
+    assert evaluate(env, expert(env), 6, 100).summary()["rate"] == 1.0
+    env.close()
+
+
+def test_the_picture_shows_the_red_cube():
+    env = SimArmEnv(image_size=64)
+    env.reset(0)
+    red, green, blue = env.look()["observation.images.agentview"].astype(int)
+    assert ((red > 100) & (red > 2 * green) & (red > 2 * blue)).sum() > 5
+    env.close()
+
+
+def test_unknown_task():
+    with pytest.raises(UserError, match="there is ArmLift"):
+        SimArmEnv("ArmPush")
+
+
+@pytest.mark.parametrize("mode", ["ee", "ee_pose", "joint"])
+def test_every_control_mode_reaches_what_it_asks_for(mode):
+    contract = load_contract("sim_arm")
+    contract.control.mode = mode
+    model = ArmModel(contract)
+    commander = Commander(contract, model)
+    commander.reset(HOME)
+    action = torch.zeros(commander.action_dim).numpy()
+    action[1], action[-1] = 0.5, -1.0
+    before, joints = model.pose(HOME), HOME
+    for _ in range(2):
+        joints, finger = commander.command(action, joints)
+    assert finger == CONTRACT.gripper.shut
+    after = model.pose(joints)
+    if mode == "joint":
+        np.testing.assert_allclose(joints - HOME, [0, contract.control.rotation, 0, 0, 0, 0, 0], atol=1e-9)
+        return
+    np.testing.assert_allclose(after[0] - before[0], [0, contract.control.translation, 0], atol=1e-4)
+    np.testing.assert_allclose(after[1], before[1], atol=1e-3)
+    if mode == "ee_pose":
+        action[:], action[5] = 0.0, 1.0
+        joints, _ = commander.command(action, joints)
+        turned = model.pose(joints)[1] @ after[1].T
+        assert np.arctan2(turned[1, 0], turned[0, 0]) == pytest.approx(contract.control.rotation, abs=1e-3)
+
+
+def test_targets_stay_inside_the_workspace(arm):
+    """Pushed at the table, the arm slides on above it; it does not stand still."""
+    arm.reset(0)
+    for _ in range(25):
+        state = arm.step(np.array([0.3, 0.5, -1.0, -1.0]))[0][STATE]
+    assert state[9] > CONTRACT.tool.low[2]
+    assert state[8] > 0.15
