@@ -235,9 +235,10 @@ class SafetyFilter:
                 np.array(getattr(self._output, f"new_{k}")) for k in ("position", "velocity", "acceleration")
             ]
             brake = Brake(self._brake_from(*step))
-            fault = self._fault(brake)
-        except self._ruckig.RuckigError as error:
-            fault = str(error).splitlines()[0]
+        except self._ruckig.RuckigError as error:  # its message may be empty
+            self._continue_braking()
+            return f"ruckig found no trajectory {error}".strip()
+        fault = self._fault(brake)
         if fault:
             self._continue_braking()
         else:
