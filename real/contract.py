@@ -98,6 +98,19 @@ class Camera(Stream):
 
 
 @dataclass
+class Scene:
+    """What puts the scene to its start; without it a person does.
+
+    Attributes:
+        service: std_srvs/Trigger; empty = by hand.
+        node: whose integer parameter ``seed`` chooses the start; empty = none.
+    """
+
+    service: str = ""
+    node: str = ""
+
+
+@dataclass
 class Command:
     """Where joint commands go, and how often.
 
@@ -165,6 +178,9 @@ class RobotContract:
         command: the arm's command stream.
         gripper: None = an arm without.
         cameras: name -> stream.
+        objects: name -> tracked object (geometry_msgs/PoseStamped, base frame), for ``observation.environment_state``.
+        success: std_msgs/Bool that says the task is done; None = a person or a critic says so.
+        scene: what resets it.
         control: what an action means.
         tasks: sentences the policy may be given.
     """
@@ -180,6 +196,9 @@ class RobotContract:
     collision: Collision = field(default_factory=Collision)
     gripper: Gripper | None = None
     cameras: dict[str, Camera] = field(default_factory=dict)
+    objects: dict[str, Stream] = field(default_factory=dict)
+    success: Stream | None = None
+    scene: Scene = field(default_factory=Scene)
     control: Control = field(default_factory=Control)
     tasks: list[str] = field(default_factory=list)
 
@@ -274,6 +293,7 @@ def _check(robot: RobotContract) -> None:
         "control.rotation": robot.control.rotation,
         "joint_states.max_age": robot.joint_states.max_age,
         **{f"cameras.{name}.max_age": camera.max_age for name, camera in robot.cameras.items()},
+        **{f"objects.{name}.max_age": stream.max_age for name, stream in robot.objects.items()},
     }.items():
         _positive(key, value)
     _one_of("command.kind", robot.command.kind, COMMANDS)

@@ -90,12 +90,13 @@ class SafetyFilter:
     Args:
         contract: limits.
         model: kinematics of the same contract.
+        delay: seconds between a tick and the moment the arm is to be where it commands.
     """
 
-    def __init__(self, contract: RobotContract, model: ArmModel) -> None:
+    def __init__(self, contract: RobotContract, model: ArmModel, delay: float = 0.0) -> None:
         import ruckig
 
-        self.contract, self.model = contract, model
+        self.contract, self.model, self.delay = contract, model, delay
         self.dt = 1.0 / contract.command.rate_hz
         limits = contract.limits
         self.lower, self.upper = np.array(limits.lower), np.array(limits.upper)
@@ -116,9 +117,11 @@ class SafetyFilter:
         self._braking.target_velocity = [0.0] * count
         self._braking.target_acceleration = [0.0] * count
         self._past: deque[np.ndarray] = deque(
-            maxlen=2 + int(np.ceil(contract.joint_states.max_age / self.dt))
+            maxlen=2 + int(np.ceil((contract.joint_states.max_age + delay) / self.dt))
         )
         self.latched = "not started"
+        self.lost = False
+        """Whether it stopped because the arm is not where it was commanded to be: then nothing more is commanded."""
         self.rejected = 0
         """Targets refused so far."""
 
@@ -147,11 +150,20 @@ class SafetyFilter:
         self.target, self.target_time = measured.copy(), -np.inf
         self._past.clear()
         self._past.append(self.position)
-        self.latched = ""
+        self.latched, self.lost = "", False
+
+    @property
+    def started(self) -> bool:
+        """Whether ``reset`` has ever succeeded."""
+        return bool(self._past)
 
     def stop(self, reason: str) -> None:
         """Latch: brake to standstill and stay until ``reset``. The first reason is kept."""
         self.latched = self.latched or reason
+
+    def hold(self) -> None:
+        """Brake and hold until the next target."""
+        self.target_time = -np.inf
 
     def aim(self, target: np.ndarray, now: float) -> str:
         """Ask for joint positions [n]; returns why they are refused, or an empty string.
@@ -184,7 +196,7 @@ class SafetyFilter:
             measured: [n] joints as last reported.
             age: seconds since they were measured.
         """
-        if not self._past:
+        if not self.started:
             raise RuntimeError("SafetyFilter.reset(measured) comes before the first tick")
         mode, reason = self._mode(now, measured, age)
         if mode is Mode.RUN:
@@ -194,14 +206,21 @@ class SafetyFilter:
         self._past.append(self.position)
         return Setpoint(self.position, self.velocity, self.acceleration, self.brake, mode, reason)
 
+    def skip(self, ticks: int) -> None:
+        """Ticks that never came (a stalled process): the arm went on along the braking trajectory, and so do we."""
+        for _ in range(min(ticks, int(np.ceil(self.brake.seconds / self.dt)) + 1)):
+            self._continue_braking()
+            self._past.append(self.position)
+
     def _mode(self, now: float, measured: np.ndarray, age: float) -> tuple[Mode, str]:
         fresh = np.isfinite(measured).all() and 0 <= age <= self.contract.joint_states.max_age
         if fresh and not self.latched:
             # Against where the arm was commanded to be when it was measured, not where it is to be now.
-            then = self._past[-1 - min(round(age / self.dt), len(self._past) - 1)]
+            then = self._past[-1 - min(round((age + self.delay) / self.dt), len(self._past) - 1)]
             lag = np.abs(measured - then)
             if lag.max() > self.contract.limits.tracking:
                 joint = self.contract.joints[int(lag.argmax())]
+                self.lost = True
                 self.stop(
                     f"{joint} is {lag.max():.2f} rad from its command: blocked, or its controller is gone"
                 )

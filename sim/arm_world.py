@@ -15,6 +15,9 @@ Reference = Callable[[float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 BANDWIDTH = 40.0
 """rad/s: natural frequency of the joint controller, critically damped."""
 
+SETTLE = 0.3
+"""Seconds for the cube, which the scene lets fall from a centimetre, to come to rest."""
+
 LIFTED = 0.04
 """metres above where it lay at which the cube counts as lifted (robosuite's rule)."""
 
@@ -39,7 +42,7 @@ class ArmWorld:
         import robosuite
 
         from sim.mujoco_camera import LeanCameras
-        from sim.robosuite import global_seed
+        from sim.seeding import global_seed
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         self._mujoco, self._seeded = mujoco, global_seed
@@ -74,7 +77,8 @@ class ArmWorld:
         data.qpos[self.fingers] = 0.04, -0.04
         self.finger_target = 0.04
         data.time = 0.0
-        self._mujoco.mj_forward(self.model, data)
+        still = np.zeros(7)
+        self.advance(SETTLE, lambda _: (self.home, still, still))
         self.lying = float(self.cube_position[2])
 
     def advance(self, seconds: float, reference: Reference) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from sim.robosuite_control import PandaControl
+from sim.seeding import global_seed
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE, image_key
@@ -32,17 +31,6 @@ TASKS = {
     "Stack": ("Stack", "stack the red cube on the green cube", 250),
     "Door": ("Door", "open the door", 300),
 }
-
-
-@contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """A seeded global numpy generator, which robosuite draws from, left afterwards as it was."""
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 class RobosuiteEnv:

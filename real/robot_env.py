@@ -1,0 +1,365 @@
+"""A robot as an environment: a batch of one, on a clock, over ROS 2.
+
+The same contract (``vla_rl.environment.VlaVectorEnv``) that simulators keep, so that evaluation, recording and
+training run unchanged. Targets go to ``real.safety_node``, never to the arm itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from real.contract import RobotContract, load_contract
+from real.embodiment import Commander, action_names, state_names, state_vector
+from real.kinematics import ArmModel
+from real.ros2 import Latest, Link, Ticker
+from real.safety_node import RESET, STATE, TARGET, describe, read_joints
+from vla_rl.environment import EnvSpec, Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, TASK, image_key
+from vla_rl.keys import STATE as PROPRIOCEPTION
+
+PATIENCE = 5.0
+"""Seconds a stale stream may take to come back before the episode is given up; the arm holds meanwhile."""
+
+HOMING = 20.0
+"""Seconds that moving home may take."""
+
+STEP_HOME = 0.15
+"""rad: how far ahead of the arm targets lie on the way home."""
+
+
+class RobotFault(UserError):
+    """The robot cannot go on: stopped by safety, or a stream is gone. The arm holds."""
+
+
+class RobotEnv(VlaVectorEnv):
+    """One robot (see ``VlaVectorEnv``); time passes whether it is stepped or not.
+
+    ``observation.state``: see ``real.embodiment.state_vector``. ``observation.environment_state``: positions of the
+    contract's tracked objects, metres. An episode is a function of its seed only as far as the scene's reset is.
+
+    Args:
+        robot: contract: a name of ``configs/robot`` or a YAML file.
+        cameras: names of the contract's to use; None = all. A stale one holds the arm.
+        max_episode_steps: time limit in control steps.
+        task: the sentence; None = the contract's first.
+        confirm: asked to put the scene in order when the contract names no service for it.
+        arguments: of the node, as on a ROS command line.
+
+    Raises:
+        UserError: a stream that gives nothing, a joint that is missing, no safety node.
+    """
+
+    def __init__(
+        self,
+        robot: str,
+        *,
+        cameras: Sequence[str] | None = None,
+        max_episode_steps: int = 150,
+        task: str | None = None,
+        confirm: Callable[[str], Any] = input,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.closed = True  # until it is complete: gymnasium's destructor asks
+        self.contract = contract = load_contract(robot)
+        if task is None and not contract.tasks:
+            raise UserError(f"{contract.name} has no tasks: name one in the contract, or task=")
+        self.task, self.confirm = task or contract.tasks[0], confirm
+        self.model = ArmModel(contract)
+        self.commander = Commander(contract, self.model)
+        self.cameras = _chosen(contract, cameras)
+        actions = action_names(contract)
+        self.set_spaces(
+            EnvSpec(
+                id=contract.name,
+                state_dim=len(state_names(contract)),
+                env_state_dim=3 * len(contract.objects),
+                action_low=(-1.0,) * len(actions),
+                action_high=(1.0,) * len(actions),
+                cameras={
+                    image_key(n): (contract.cameras[n].height, contract.cameras[n].width)
+                    for n in self.cameras
+                },
+                tasks=(self.task,),
+                max_episode_steps=max_episode_steps,
+                rate_hz=contract.control.rate_hz,
+                state_names=state_names(contract),
+                action_names=actions,
+            ),
+            1,
+        )
+        self.link = Link("vla_rl_robot", arguments)
+        try:
+            self._connect()
+        except BaseException:
+            self.link.close()
+            raise
+        self.ticker = Ticker(self.link, 1 / contract.control.rate_hz)
+        self.lateness: deque[float] = deque(maxlen=10_000)
+        """Seconds by which control steps were late."""
+        self.closed, self._done, self.steps = False, True, 0
+
+    def _connect(self) -> None:
+        from diagnostic_msgs.msg import DiagnosticStatus
+        from geometry_msgs.msg import PoseStamped
+        from sensor_msgs.msg import CompressedImage, Image, JointState
+        from std_msgs.msg import Bool
+        from trajectory_msgs.msg import JointTrajectory
+
+        contract, link = self.contract, self.link
+        pictures = {"compressed": CompressedImage, "raw": Image}
+        self.joints = link.listen(contract.joint_states.topic, JointState)
+        self.pictures = {
+            n: link.listen(contract.cameras[n].topic, pictures[contract.cameras[n].kind])
+            for n in self.cameras
+        }
+        self.objects = {n: link.listen(s.topic, PoseStamped) for n, s in contract.objects.items()}
+        self.success = link.listen(contract.success.topic, Bool) if contract.success else None
+        self.safety = link.listen(STATE, DiagnosticStatus)
+        link.alone(TARGET)
+        self.target = link.publisher(TARGET, JointTrajectory)
+        success = [self.success] if self.success else []
+        link.require([self.joints, *self.pictures.values(), *self.objects.values(), *success], 10.0)
+        if not self.safety.wait(0, 10.0):
+            raise UserError(f"no safety node: start it with python -m real.safety_node {contract.name}")
+        gripper = [contract.gripper.joint] if contract.gripper else []
+        read_joints(self._message(self.joints), [*contract.joints, *gripper])
+        # name, stream, seconds after which it is stale
+        self.limits: list[tuple[str, Latest, float]] = [
+            ("joint states", self.joints, contract.joint_states.max_age)
+        ]
+        self.limits += [(f"camera {n}", s, contract.cameras[n].max_age) for n, s in self.pictures.items()]
+        self.limits += [(f"object {n}", s, contract.objects[n].max_age) for n, s in self.objects.items()]
+
+    # ---- the environment contract -----------------------------------------------------------------------
+
+    def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
+        """Move home, put the scene in order, begin. A latched stop is not cleared here, but named.
+
+        Raises:
+            RobotFault: stopped by safety, or home cannot be reached.
+        """
+        if not row_mask(options, 1)[0]:
+            return self._observation, {}
+        self._ready()
+        self._home()
+        self._scene(row_seeds(seed, 1)[0])
+        self._await_fresh(after=self.link.now())
+        where = read_joints(self._message(self.joints), self.contract.joints)
+        self.commander.reset(where)
+        self.steps, self._done, self._pictures = 0, False, None
+        self._observation = self._observe()
+        self.ticker = Ticker(self.link, self.ticker.period)
+        return self._observation, {}
+
+    def step(self, action: Any) -> tuple[Observation, Tensor, Tensor, Tensor, dict]:  # type: ignore[override]
+        """Send the action's target, wait for the next control tick, observe.
+
+        ``info["held"]`` [1]: a stale stream made the arm hold during this step.
+
+        Raises:
+            RobotFault: stopped by safety, or a stream stays stale.
+        """
+        values = checked_action(action, self.env_spec, 1)[0].numpy()
+        if self._done:
+            raise RuntimeError("the episode has finished: reset before step")
+        where = read_joints(self._message(self.joints), self.contract.joints)
+        self._send(*self.commander.command(values, where))
+        self.lateness.append(self.ticker.wait())
+        mode, reason = describe(self.safety)
+        if mode == "stopped":
+            raise RobotFault(f"the arm is stopped: {reason}")
+        held = self._await_fresh()
+        self.steps += 1
+        success = self._succeeded()
+        truncated = self.steps >= self.env_spec.max_episode_steps and not success
+        self._done = success or truncated
+        self._observation = self._observe()
+        self._pictures = self._pictures_now() if self._done else None
+        done = torch.tensor([success])
+        info = {"success": done, "held": torch.tensor([held])}
+        return self._observation, done.float(), done, torch.tensor([truncated]), info
+
+    def look(self, rows: Any = None) -> dict[str, Tensor]:
+        """The newest pictures; those of the last step once the episode has finished."""
+        count = 1 if rows is None else len(rows)
+        if count == 0:
+            return {}
+        kept = getattr(self, "_pictures", None)
+        return kept if kept is not None else self._pictures_now()
+
+    def close(self, **_: Any) -> None:
+        """Leave the network; the arm holds. Safe to call twice."""
+        if not self.closed:
+            self.closed = True
+            self.hold()
+            self.link.close()
+
+    # ---- what it does -----------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Ask the arm to brake and hold now."""
+        from std_msgs.msg import Header
+        from trajectory_msgs.msg import JointTrajectory
+
+        self.target.publish(JointTrajectory(header=Header(stamp=self.link.stamp())))
+
+    def _send(self, joints: np.ndarray, gripper: float | None) -> None:
+        from std_msgs.msg import Header
+        from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+        names, positions = list(self.contract.joints), joints.tolist()
+        if gripper is not None and self.contract.gripper is not None:
+            names, positions = [*names, self.contract.gripper.joint], [*positions, float(gripper)]
+        self.target.publish(
+            JointTrajectory(
+                header=Header(stamp=self.link.stamp()),
+                joint_names=names,
+                points=[JointTrajectoryPoint(positions=positions)],
+            )
+        )
+
+    def _ready(self) -> None:
+        """Start a safety node that has not been started yet; refuse a stopped one."""
+        mode, reason = describe(self.safety)
+        if mode == "stopped" and reason == "not started":
+            self.link.pull(RESET)
+            count = self.safety.count
+            self.safety.wait(count, 1.0)
+            mode, reason = describe(self.safety)
+        if mode == "stopped":
+            raise RobotFault(f"the arm is stopped: {reason}. When it is safe, call the service {RESET}")
+
+    def _home(self) -> None:
+        """Straight home in joint space, fingers open."""
+        home, gripper = np.array(self.contract.home), self.contract.gripper
+        until = time.monotonic() + HOMING
+        ticker = Ticker(self.link, self.ticker.period)
+        while True:
+            here = read_joints(self._message(self.joints), self.contract.joints)
+            gap = home - here
+            if np.abs(gap).max() < 0.01:
+                return
+            mode, reason = describe(self.safety)
+            if mode == "stopped" or time.monotonic() > until:
+                why = (
+                    f"stopped: {reason}"
+                    if mode == "stopped"
+                    else f"not there after {HOMING:g} s ({reason or mode})"
+                )
+                raise RobotFault(f"the arm cannot move home: {why}")
+            share = min(1.0, STEP_HOME / np.abs(gap).max())
+            self._send(here + share * gap, gripper.open if gripper else None)
+            ticker.wait()
+
+    def _scene(self, seed: int | None) -> None:
+        scene = self.contract.scene
+        if not scene.service:
+            self.confirm(f"put the scene in order for '{self.task}', then press Enter ")
+            return
+        if scene.node and seed is not None:
+            self.link.set_parameter(scene.node, "seed", seed)
+        self.link.pull(scene.service)
+        time.sleep(0.1)  # done by the arm's own loop, a tick or two later
+
+    def _await_fresh(self, after: float | None = None) -> bool:
+        """Hold until every stream is fresh (and newer than ``after``); True when it had to wait.
+
+        Raises:
+            RobotFault: one stays stale for ``PATIENCE`` seconds.
+        """
+        stale = self._stale(after)
+        if not stale:
+            return False
+        if after is None:
+            self.hold()
+        until = time.monotonic() + PATIENCE
+        while stale:
+            if time.monotonic() > until:
+                raise RobotFault(f"{stale} for {PATIENCE:g} s; the arm holds")
+            time.sleep(0.005)
+            stale = self._stale(after)
+        if after is None:
+            # From where it stands, not from where it would have been.
+            self.commander.reset(read_joints(self._message(self.joints), self.contract.joints))
+        return True
+
+    def _stale(self, after: float | None) -> str:
+        for name, stream, limit in self.limits:
+            age = stream.age()
+            if not 0 <= age <= limit:
+                return f"{name} ({stream.topic}) is {1e3 * age:.0f} ms old, allowed are {1e3 * limit:.0f}"
+            if after is not None and stream.newest is not None and stream.newest.stamp < after:
+                return f"{name} ({stream.topic}) has nothing new"
+        return ""
+
+    def _succeeded(self) -> bool:
+        return self.success is not None and bool(self._message(self.success).data)
+
+    @staticmethod
+    def _message(stream: Latest) -> Any:
+        assert stream.newest is not None  # link.require saw to it
+        return stream.newest.message
+
+    def _observe(self) -> Observation:
+        contract, message = self.contract, self._message(self.joints)
+        gripper = read_joints(message, [contract.gripper.joint])[0] if contract.gripper else None
+        state = state_vector(self.model, read_joints(message, contract.joints), gripper)
+        observation: Observation = {PROPRIOCEPTION: torch.from_numpy(state)[None], TASK: [self.task]}
+        if self.objects:
+            points = [self._message(s).pose.position for s in self.objects.values()]
+            observation[ENV_STATE] = torch.tensor(
+                [[v for p in points for v in (p.x, p.y, p.z)]], dtype=torch.float32
+            )
+        return observation
+
+    def _pictures_now(self) -> dict[str, Tensor]:
+        return {
+            image_key(n): torch.from_numpy(picture_of(self._message(s), self.contract.cameras[n]))[None]
+            for n, s in self.pictures.items()
+        }
+
+
+def picture_of(message: Any, camera: Any) -> np.ndarray:
+    """A ``CompressedImage`` or ``Image`` as uint8 [3, H, W] RGB of the contract's size.
+
+    Raises:
+        UserError: an encoding that is none of ``rgb8``, ``bgr8``, ``mono8``, or a broken picture.
+    """
+    import cv2
+
+    data = np.frombuffer(message.data, np.uint8)
+    if camera.kind == "compressed":
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        if picture is None:
+            raise UserError(f"{camera.topic} carries a picture ({message.format}) that cannot be decoded")
+    else:
+        channels = {"rgb8": 3, "bgr8": 3, "mono8": 1}.get(message.encoding)
+        if channels is None:
+            raise UserError(f"{camera.topic} is encoded as {message.encoding}: publish rgb8, bgr8 or mono8")
+        rows = data.reshape(message.height, message.step)[:, : message.width * channels]
+        picture = rows.reshape(message.height, message.width, channels)
+        picture = np.repeat(picture, 3, 2) if channels == 1 else picture
+        picture = picture[..., ::-1] if message.encoding == "bgr8" else picture
+    if picture.shape[:2] != (camera.height, camera.width):
+        picture = cv2.resize(
+            np.ascontiguousarray(picture), (camera.width, camera.height), interpolation=cv2.INTER_AREA
+        )
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def _chosen(contract: RobotContract, cameras: Sequence[str] | None) -> list[str]:
+    names = list(contract.cameras) if cameras is None else list(cameras)
+    for name in names:
+        if name not in contract.cameras:
+            raise UserError(
+                f"{contract.name} has no camera {name}: it has {', '.join(contract.cameras) or 'none'}"
+            )
+    return names

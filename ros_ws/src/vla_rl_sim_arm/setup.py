@@ -1,0 +1,18 @@
+from glob import glob
+
+from setuptools import setup
+
+NAME = "vla_rl_sim_arm"
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    packages=[NAME],
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.launch.py")),
+    ],
+    install_requires=["setuptools"],
+    entry_points={"console_scripts": [f"sim_arm = {NAME}.node:main"]},
+)
