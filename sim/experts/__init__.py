@@ -26,7 +26,7 @@ def expert(env: VlaVectorEnv, **settings: Any) -> Expert:
         from sim.experts.metaworld import MetaWorldExpert
 
         return MetaWorldExpert(env, **settings)
-    if ids == {"ArmLift"}:
+    if ids in ({"ArmLift"}, {"sim_arm"}):  # in lockstep, over ROS 2
         from sim.experts.sim_arm import SimArmExpert
 
         return SimArmExpert(env, **settings)

@@ -1,0 +1,33 @@
+"""vla-rl robot: a policy on a robot over ROS 2, behind the safety node.
+
+usage: vla-rl robot run env.robot=NAME policy=... [episodes=N] [launch=auto|false] [out=DIR]
+
+  env.robot=sim_arm                 contract: a name of configs/robot/ or a YAML file
+  policy.path=runs/NAME             the policy a run has learned; or a LeRobot policy folder; or policy=expert
+  launch=auto                       starts the nodes that are missing: the safety node, and the simulated arm
+  episodes=10 seed=100000           how many, and the scene of the first
+  env.cameras=[]                    cameras the policy uses; a stale one holds the arm
+
+A latched stop is never cleared by this command: it ends, names the reason, and you call /vla_rl/safety/reset.
+
+Examples:
+  vla-rl robot run env.robot=sim_arm policy=expert episodes=5
+  vla-rl robot run env.robot=sim_arm policy.path=runs/arm episodes=50 env.cameras=[]
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from vla_rl.config import nearest
+from vla_rl.errors import UserError
+
+ACTIONS = ("run",)
+
+
+def run(overrides: list[str]) -> int:
+    """Hand over to ``real`` (which this package may not import)."""
+    action, rest = (overrides[0], overrides[1:]) if overrides else ("", [])
+    if action not in ACTIONS:
+        raise UserError(f"vla-rl robot '{action}': {nearest(action, ACTIONS)}; see vla-rl robot --help")
+    return importlib.import_module("real.commands").run(rest)
