@@ -24,6 +24,9 @@ from vla_rl.errors import UserError
 
 EPS = 1e-9
 
+AHEAD = 2
+"""Ticks between a command and its moment: what the network and a late process may use up without a jolt."""
+
 SHARE = 0.9
 """Of the TCP's speed limit, aimed at; the rest is for the step that is being checked."""
 

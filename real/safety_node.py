@@ -25,11 +25,8 @@ from real.contract import RobotContract, load_contract
 from real.kinematics import ArmModel
 from real.realtime import prefer_realtime
 from real.ros2 import Latest, Link, Ticker, seconds, stamp_of
-from real.safety import Mode, SafetyFilter, Setpoint
+from real.safety import AHEAD, Mode, SafetyFilter, Setpoint
 from vla_rl.errors import UserError
-
-AHEAD = 2
-"""Ticks between a command and its moment: what the network and a late process may use up without a jolt."""
 
 TAIL = 0.02
 """Seconds between the points of the braking trajectory that every command carries."""

@@ -1,17 +1,20 @@
 """The simulated arm in lockstep: what a policy trains in before it drives the same arm over ROS 2.
 
-The control stack is the robot's own (contract, inverse kinematics, safety filter, command rate); only ROS 2 and its
-latencies are missing.
+The control stack is the robot's own (contract, inverse kinematics, safety filter, command rate), with the two delays
+that ROS 2 brings: commands are carried out ``AHEAD`` ticks after they are made, and the newest joint states are a tick
+old. What is missing is everything irregular.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 
 from real.contract import load_contract
 from real.embodiment import Commander, action_names, state_names, state_vector
 from real.kinematics import ArmModel
-from real.safety import SafetyFilter
+from real.safety import AHEAD, SafetyFilter
 from sim.arm_world import ArmWorld
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -46,7 +49,7 @@ class SimArmEnv:
         self.contract = load_contract(robot)
         names = tuple(self.contract.cameras) if cameras is None else tuple(cameras)
         self.model = ArmModel(self.contract)
-        self.safety = SafetyFilter(self.contract, self.model)
+        self.safety = SafetyFilter(self.contract, self.model, AHEAD / self.contract.command.rate_hz)
         self.commander = Commander(self.contract, self.model)
         self.world = ArmWorld(self.contract.home, names, image_size)
         self.ticks = round(self.contract.command.rate_hz / self.contract.control.rate_hz)
@@ -73,20 +76,25 @@ class SimArmEnv:
         self.safety.reset(self.world.joints)
         self.commander.reset(self.world.joints)
         self.steps, self.now = 0, 0.0
+        self.seen = self._seen()
+        start = self.safety.position, self.safety.velocity, self.safety.acceleration
+        self.commands = deque([start] * (AHEAD + 1), maxlen=AHEAD + 1)
         return self._observe(), self.instruction
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
         """One control step: several ticks of the safety filter."""
         world, dt = self.world, self.safety.dt
-        target, finger = self.commander.command(action, world.joints)
+        target, finger = self.commander.command(action, self.seen[0])
         self.safety.aim(target, self.now)
         if finger is not None:
             world.finger_target = finger
         for _ in range(self.ticks):
-            before = self.safety.position, self.safety.velocity, self.safety.acceleration
+            self.seen = self._seen()
             self.now += dt
-            self.safety.tick(self.now, world.joints, 0.0)
-            world.advance(dt, between(before, self.safety.acceleration, dt))
+            self.safety.tick(self.now, self.seen[0], dt)
+            before = self.commands[0]
+            self.commands.append((self.safety.position, self.safety.velocity, self.safety.acceleration))
+            world.advance(dt, between(before, self.commands[0][2], dt))
         self.steps += 1
         success = world.success
         truncated = self.steps >= self.spec.max_episode_steps and not success
@@ -100,9 +108,13 @@ class SimArmEnv:
         """Free the scene."""
         self.world.close()
 
+    def _seen(self) -> tuple[np.ndarray, float, np.ndarray]:
+        """Joints, finger and cube now."""
+        return self.world.joints, self.world.finger, self.world.cube_position
+
     def _observe(self) -> dict[str, np.ndarray]:
-        state = state_vector(self.model, self.world.joints, self.world.finger)
-        return {STATE: state, ENV_STATE: self.world.cube_position.astype(np.float32)}
+        joints, finger, cube = self.seen
+        return {STATE: state_vector(self.model, joints, finger), ENV_STATE: cube.astype(np.float32)}
 
 
 def between(start: tuple[np.ndarray, np.ndarray, np.ndarray], end: np.ndarray, seconds: float):

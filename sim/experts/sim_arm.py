@@ -17,7 +17,7 @@ from vla_rl.policies.base import Observation
 TCP, FINGER = slice(7, 10), 10
 HOVER = 0.08  # metres above the cube
 HELD = 0.035  # finger positions at which something is between the fingers: between shut and open
-GAIN = 0.4  # steps add up on a target that the arm lags by two or three: asking for all of the way would overshoot
+GAIN = 0.25  # steps add up on a target that the arm lags by two or three: asking for all of the way would overshoot
 OPEN, SHUT = 1.0, -1.0
 
 
