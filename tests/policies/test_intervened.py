@@ -14,19 +14,19 @@ from vla_rl.policies.intervened import Intervened, Overseer
 
 
 class Script:
-    """Engaged in given steps of an episode; pushes the mass down."""
+    """Engaged in given steps of an episode; pushes the mass."""
 
     state_keys = ()
 
-    def __init__(self, engaged):
-        self.engaged = torch.tensor(engaged)
+    def __init__(self, engaged, push=-0.5):
+        self.engaged, self.push = torch.tensor(engaged), push
 
     def initial_state(self, batch_size):
         return TensorDict({"step": torch.zeros(batch_size, dtype=torch.long)}, [batch_size])
 
     def command(self, observation, state):
         step = state["step"]
-        action = torch.full((len(step), 2), -0.5)
+        action = torch.full((len(step), 2), self.push)
         engaged = self.engaged[step.clamp(max=len(self.engaged) - 1)]
         return action, engaged, TensorDict({"step": step + 1}, [len(step)])
 
@@ -60,8 +60,8 @@ def test_the_executed_action_is_the_persons_and_the_base_is_still_known():
 
 
 def test_after_the_hand_back_the_base_plans_anew():
-    policy = Intervened(BiasedBase(horizon=100), Script([False] * 8 + [True] * 8 + [False]))
-    steps = play(policy, 17)
+    policy = Intervened(BiasedBase(horizon=100), Script([False] + [True] * 24 + [False], push=0.9))
+    steps = play(policy, 26)  # far beyond the goal
     after, output = steps[-1]
     fresh, _ = BiasedBase().act(after, BiasedBase().initial_state(3))
     assert torch.equal(output["action"], fresh["action"])
