@@ -106,6 +106,43 @@ def test_resume_is_bit_exact(tmp_path):
     assert steps == sorted(set(steps))
 
 
+def test_a_teleoperators_share_is_logged_and_resume_stays_bit_exact(tmp_path):
+    def watched(name):
+        config, _ = trainer(tmp_path, name)
+        config.teleop = {"_target_": "vla_rl.policies.intervened.Overseer", "patience": 3, "share": 0.5}
+        config.teleop.expert = {"_target_": "reach.walk"}
+        return config, lambda run: Trainer(config, run, Reach(4))
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress, metrics):
+        if progress.steps >= 260:
+            raise Stop
+
+    for name in ("whole", "parts"):
+        config, make = watched(name)
+        run, _ = open_run(config, None, "")
+        learner = make(run)
+        if name == "whole":
+            learner.learn()
+        else:
+            learner.on_progress = stop
+            with pytest.raises(Stop):
+                learner.learn()
+            run.close()
+            torch.manual_seed(999)
+            run, checkpoint = open_run(config, str(tmp_path / name), "")
+            learner = make(run)
+            learner.restore(checkpoint)
+            learner.learn()
+        run.close()
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert [key for key in whole if whole[key] != parts[key]] == []
+    lines = [json.loads(t) for t in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < max(line["intervention"] for line in lines) < 1
+
+
 def test_existing_run_is_never_overwritten(tmp_path):
     config, _ = trainer(tmp_path, "r")
     run, _ = open_run(config, None, "a: 1\n")

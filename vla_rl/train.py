@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
 from vla_rl.config import build, resolve_path
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
-from vla_rl.policies.load import load_base
+from vla_rl.policies.intervened import Intervened
+from vla_rl.policies.load import load_base, load_teleoperator
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.rollout.evaluate import Evaluation, evaluate
 from vla_rl.runtime.run_folder import RunFolder
@@ -46,6 +48,7 @@ class Progress:
     steps: int = 0
     episodes: int = 0
     seconds: float = 0.0
+    interventions: int = 0
     recent: list[bool] = field(default_factory=list)
 
     def success(self) -> float | None:
@@ -76,14 +79,22 @@ class Trainer:
         self.progress = Progress()
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         first = TRAIN_SEEDS * (1 + int(config.run.seed))
+        operator = load_teleoperator(config.get("teleop"), env)
+        policy = self.algorithm.policy
+        self.watched = operator is not None
+        self._logged = (0, 0)
         self.collector = Collector(
             env,
-            self.algorithm.policy,
+            policy if operator is None else Intervened(policy, operator),
             lambda episode, row: first + episode,
-            sink=self.algorithm.observe,
+            sink=self._observe if self.watched else self.algorithm.observe,
             on_episode=self._episode,
         )
         self.metrics: dict[str, float] = {}
+
+    def _observe(self, frames: TensorDict, rows: torch.Tensor) -> None:
+        self.progress.interventions += int((frames["intervention"] & ~frames["final"]).sum())
+        self.algorithm.observe(frames, rows)
 
     def _episode(self, episode: Episode) -> None:
         if episode.interrupted:
@@ -159,6 +170,10 @@ class Trainer:
         values = {"seconds": progress.seconds, "episodes": progress.episodes} | self.metrics
         if progress.recent:
             values["success"] = progress.success()
+        if self.watched:
+            steps, taken = self._logged
+            values["intervention"] = (progress.interventions - taken) / max(1, progress.steps - steps)
+            self._logged = progress.steps, progress.interventions
         self.run.log(progress.steps, **values)
 
     def _evaluate_midway(self) -> None:
@@ -189,6 +204,7 @@ class Trainer:
         self.algorithm.load(checkpoint / "algorithm")
         state = json.loads((checkpoint / "trainer.json").read_text())
         self.progress = Progress(**state["progress"])
+        self._logged = self.progress.steps, self.progress.interventions
         self.recent.extend(self.progress.recent)
         self.collector.episodes_started = state["episodes_started"]
         self.run.truncate_metrics(self.progress.steps)

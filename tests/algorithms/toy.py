@@ -120,7 +120,7 @@ class Loop:
                 "observation": TensorDict(observation, [count]),
                 "base_action": base,
                 "action": action,
-                "intervention": torch.zeros(count, dtype=torch.bool),
+                "intervention": output.get("intervention", torch.zeros(count, dtype=torch.bool)),
                 "reward": reward,
                 "terminated": terminated,
                 "truncated": truncated,

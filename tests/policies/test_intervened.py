@@ -82,7 +82,7 @@ def test_without_engagement_nothing_changes(engaged, seed):
 
 def test_an_overseer_helps_after_its_patience_and_only_the_episodes_it_watches():
     env = PointMass(64, 0)
-    overseer = Overseer(Expert(), SPEC, patience=10, share=0.5, seed=1)
+    overseer = Overseer(Expert(), SPEC, patience=10, share=0.5)
     policy = Intervened(BiasedBase(), overseer)
     assert set(policy.spec.state_keys) == {STATE, ENV_STATE}
     loop, seen = Loop(env, policy), []
@@ -107,3 +107,30 @@ def test_an_overseer_helps_after_its_patience_and_only_the_episodes_it_watches()
 def test_an_overseer_that_could_never_help_is_refused(settings, words):
     with pytest.raises(UserError, match=words):
         Overseer(Expert(), SPEC, **settings)
+
+
+def test_interventions_are_learnt_from_as_demonstrations():
+    """Online frames at which somebody had taken over fill the demonstrations' half of a batch."""
+    from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
+
+    torch.manual_seed(0)
+    settings = {"hidden": [16], "critics": 2, "warmup_steps": 160, "observation_keys": [STATE, ENV_STATE]}
+    algorithm = ResidualTD3(ResidualTD3Config(**settings), BiasedBase(), SPEC, 8)
+    overseer = Overseer(Expert(), SPEC, patience=30, share=0.5)
+    loop = Loop(PointMass(8, 0), Intervened(algorithm.policy, overseer), algorithm.observe)
+    for _ in range(120):
+        loop.step()
+    algorithm.update()
+    batch = algorithm.experience.batch(256, 0.5, 0.0, 3, 0.97, algorithm.generator)
+    assert len(batch["action"]) == 256
+    assert batch["intervention"][:128].all()  # the demonstrations' half
+    assert 0 < batch["intervention"][128:].float().mean() < 0.5  # and in their natural share of the rest
+    assert (
+        algorithm.experience.batch(256, 0.0, 0.0, 3, 0.97, algorithm.generator)["intervention"].float().mean()
+        < 0.5
+    )
+    taken = batch["intervention"]
+    expert, _ = Expert().act(batch["observation"], Expert().initial_state(256))
+    assert torch.allclose(
+        batch["action"][taken], expert["action"][taken]
+    )  # what was executed is what is stored

@@ -116,6 +116,8 @@ class Experience:
         self.warmup = ReplayBuffer(rows * (per_row + per_row // 8 + 8), rows, device=device)
         self.online = ReplayBuffer(capacity, rows, device=device)
         self.demonstrations = ReplayBuffer(demonstration_capacity, 1, device=device)
+        self.intervened = False
+        """Whether anybody has ever taken over online."""
         self.buffers = {"warmup": self.warmup, "online": self.online, "demonstrations": self.demonstrations}
 
     def _kept(self, frames: TensorDict) -> TensorDict:
@@ -132,6 +134,7 @@ class Experience:
 
     def append(self, frames: TensorDict, rows: Tensor, warming: bool) -> None:
         """Store k frames of environment rows ``rows`` [k]."""
+        self.intervened = self.intervened or bool(frames["intervention"].any())
         (self.warmup if warming else self.online).append(self._kept(frames), rows)
 
     def end_warmup(self) -> None:
@@ -154,13 +157,17 @@ class Experience:
     ) -> TensorDict:
         """A batch [size]: demonstrations first, then warm-up, then online.
 
+        Online frames at which somebody had taken over count as demonstrations too (HIL-SERL, arXiv 2410.21845).
+
         Args:
             demonstration_share: share of demonstrations, when there are any.
             anchor_share: least share of the warm-up in the rest; its natural share is its share of frames.
         """
         have_online = len(self.online) > 2 * self.online.rows  # certain to hold a complete transition
         have_warmup = len(self.warmup) > 2 * self.warmup.rows
-        shown = round(size * demonstration_share) if len(self.demonstrations) else 0
+        taken = [(b, b.interventions()) for b in (self.warmup, self.online)] if self.intervened else []
+        helped = sum(len(index) for _, index in taken)
+        shown = round(size * demonstration_share) if len(self.demonstrations) or helped else 0
         if len(self.demonstrations) and not have_online and not have_warmup:
             shown = size  # filtered cloning before anything has succeeded
         rest = size - shown
@@ -168,8 +175,19 @@ class Experience:
         anchored = round(rest * max(anchor_share, natural)) if have_warmup else 0
         if not have_online and have_warmup:
             anchored = rest
+        parts = []
+        if helped and shown:
+            from_demonstrations = round(
+                shown * len(self.demonstrations) / (helped + len(self.demonstrations))
+            )
+            left, shown = shown - from_demonstrations, from_demonstrations
+            early = round(left * len(taken[0][1]) / helped)
+            for (buffer, index), count in zip(taken, (early, left - early), strict=True):
+                if count:
+                    pick = torch.randint(len(index), (count,), generator=generator, device=index.device)
+                    parts.append(buffer.gather(index[pick], n_step, gamma))
         counts = ((self.demonstrations, shown), (self.warmup, anchored), (self.online, rest - anchored))
-        return join([b.sample(n, n_step, gamma, generator) for b, n in counts if n])
+        return join(parts + [b.sample(n, n_step, gamma, generator) for b, n in counts if n])
 
     def observations(self) -> list[TensorDict]:
         """Observations of warm-up, online and demonstration frames (what the normaliser learns from)."""
@@ -186,6 +204,7 @@ class Experience:
         """Read what ``save`` wrote."""
         for name, buffer in self.buffers.items():
             buffer.load(folder / name)
+        self.intervened = any(len(b.interventions()) for b in (self.warmup, self.online))
 
 
 def join(parts: list[TensorDict]) -> TensorDict:

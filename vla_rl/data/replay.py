@@ -128,6 +128,12 @@ class ReplayBuffer:
         """Indices of all frames that a sample may begin at (scans the buffer: not for every step)."""
         return self.valid.nonzero().flatten()
 
+    def interventions(self) -> Tensor:
+        """Indices of the frames of ``starts`` at which somebody had taken over (a scan, as that is)."""
+        if not self._count:
+            return self.starts()
+        return (self.valid & self.storage._storage["intervention"]).nonzero().flatten()
+
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """[batch] uniform indices of valid frames, with replacement.
 

@@ -106,8 +106,7 @@ class Overseer:
         spec: of the environment.
         patience: control steps that the policy has first.
         hold: control steps it then stays engaged; None = to the end.
-        share: share of the episodes it watches at all.
-        seed: which ones.
+        share: share of the episodes it watches at all (drawn from torch's global generator).
     """
 
     def __init__(
@@ -117,7 +116,6 @@ class Overseer:
         patience: int,
         hold: int | None = None,
         share: float = 1.0,
-        seed: int = 0,
     ) -> None:
         if patience < 0 or patience >= spec.max_episode_steps:
             raise UserError(
@@ -128,13 +126,12 @@ class Overseer:
         self.expert, self.patience, self.share = expert, patience, share
         self.hold = spec.max_episode_steps if hold is None else hold
         self.state_keys = expert.spec.state_keys
-        self.generator = torch.Generator().manual_seed(seed)
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """``step``, whether the episode is ``watched``, and the expert's state."""
         parts = {
             "step": torch.zeros(batch_size, dtype=torch.long),
-            "watched": torch.rand(batch_size, generator=self.generator) < self.share,
+            "watched": torch.rand(batch_size) < self.share,
             "expert": self.expert.initial_state(batch_size),
         }
         return TensorDict(parts, batch_size=[batch_size])

@@ -28,6 +28,19 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
     return OpenLoop(policy, config.get("horizon"), candidates)
 
 
+def load_teleoperator(config: Any, env: VlaVectorEnv) -> Any:
+    """Who may take over in training, as ``teleop=...`` names it; None = nobody."""
+    if config is None or not config.get("_target_"):
+        return None
+    from omegaconf import OmegaConf
+
+    extra: dict[str, Any] = {"spec": env.env_spec}
+    if config.get("expert"):
+        extra["expert"] = build(config.expert, env=env)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "expert"])
+    return build(config, **extra)
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is one that ``vla-rl train`` wrote."""
     return (path / "checkpoints").is_dir() and (path / "config.yaml").is_file()

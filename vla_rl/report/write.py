@@ -35,6 +35,7 @@ SIGNALS = {
     "Critic loss": {"critic loss": "critic_loss"},
     "Actor loss": {"actor loss": "actor_loss"},
     "Size of the correction (share of its bound)": {"mean correction": "residual"},
+    "Interventions (share of steps)": {"taken over": "intervention"},
 }
 """Plot -> line -> key in metrics.jsonl."""
 
