@@ -15,7 +15,7 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
     """A LeRobot policy, executed ``config.horizon`` steps per chunk.
 
     Args:
-        config: ``path``, ``horizon``, ``device``, ``flow_steps``.
+        config: ``path``, ``horizon``, ``device``, ``flow_steps``, ``asynchronous``.
         candidates: chunks drawn per decision.
     """
     from vla_rl.policies.lerobot import LeRobotPolicy
@@ -25,6 +25,12 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
         raise UserError("policy.path is not set: name a LeRobot policy folder, a hub id or a run folder")
     path = resolve_path(config.path)
     policy = LeRobotPolicy(path, device=config.get("device", "cpu"), flow_steps=config.get("flow_steps"))
+    if config.get("asynchronous"):
+        from vla_rl.policies.asynchronous import Asynchronous
+
+        if candidates > 1:
+            raise UserError("policy.asynchronous plans one chunk at a time: set algorithm.candidates=1")
+        return Asynchronous(policy, config.get("horizon"))
     return OpenLoop(policy, config.get("horizon"), candidates)
 
 
@@ -58,15 +64,15 @@ def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
     if config.get("_target_"):
         policy = build(config, env=env)
     elif config.get("path") and is_run(resolve_path(config.path)):
-        policy = load_run(resolve_path(config.path), env)
+        policy = load_run(resolve_path(config.path), env, asynchronous=bool(config.get("asynchronous")))
     else:
         policy = load_base(config)
     check_compatible(policy.spec, env.env_spec)
     return policy
 
 
-def load_run(run: Path, env: VlaVectorEnv) -> Policy:
-    """The policy a run has learned, from its newest good checkpoint.
+def load_run(run: Path, env: VlaVectorEnv, *, asynchronous: bool = False) -> Policy:
+    """The policy a run has learned, from its newest good checkpoint; its base may plan beside acting.
 
     Raises:
         UserError: the run has no usable checkpoint yet.
@@ -77,6 +83,8 @@ def load_run(run: Path, env: VlaVectorEnv) -> Policy:
     from vla_rl.train import build_algorithm
 
     config = OmegaConf.load(run / "config.yaml")
+    if asynchronous:
+        config.policy.asynchronous = True
     checkpoint = RunFolder.latest_in(run)
     if checkpoint is None:
         raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")

@@ -1,3 +1,5 @@
+"""colcon builds this ament package; nothing here is needed without a ROS installation."""
+
 from glob import glob
 
 from setuptools import setup
