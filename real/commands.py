@@ -42,7 +42,8 @@ def run(overrides: list[str]) -> int:
             stack.enter_context(launched(contract, out))
         env: RobotEnv = build(config.env)
         stack.callback(env.close)
-        results, fault = episodes(env, policy_of(config, env), config.episodes, config.seed)
+        policy = policy_of(config, env)
+        results, fault = episodes(env, policy, config.episodes, config.seed)
         report = report_of(env, results, fault)
     write_json(out / "report.json", report)
     low, high = report["wilson95"]
@@ -86,10 +87,12 @@ def launched(contract: Any, logs: Path) -> Iterator[Nodes]:
 
 
 def policy_of(config: Any, env: RobotEnv) -> Any:
-    """The policy that ``config.policy`` names, for this robot."""
-    from vla_rl.policies.load import load_policy
+    """The policy that ``config.policy`` names, for this robot, and who may take over."""
+    from vla_rl.policies.intervened import Intervened
+    from vla_rl.policies.load import load_policy, load_teleoperator
 
-    return load_policy(config.policy, env)
+    policy, operator = load_policy(config.policy, env), load_teleoperator(config.get("teleop"), env)
+    return policy if operator is None else Intervened(policy, operator)
 
 
 def episodes(env: RobotEnv, policy: Any, count: int, seed: int) -> tuple[list[dict[str, Any]], str]:
@@ -102,13 +105,21 @@ def episodes(env: RobotEnv, policy: Any, count: int, seed: int) -> tuple[list[di
     torch.manual_seed(seed)
     prefer_realtime(10)
     results: list[dict[str, Any]] = []
-    collector = Collector(env, policy, lambda number, _: seed + number)
+    taken = 0
+
+    def count_taken(frames: Any, _: Any) -> None:
+        nonlocal taken
+        taken += int((frames["intervention"] & ~frames["final"]).sum())
+
+    collector = Collector(env, policy, lambda number, _: seed + number, sink=count_taken)
     try:
         with track("robot", count, unit="episode") as bar:
             collector.begin()
             while len(results) < count:
                 for episode in collector.step(deterministic=True):
-                    results.append({"seed": episode.seed, "success": episode.success, "steps": episode.steps})
+                    one = {"seed": episode.seed, "success": episode.success, "steps": episode.steps}
+                    results.append(one | {"interventions": taken})
+                    taken = 0
                     bar.update(len(results))
     except RobotFault as fault:
         return results, str(fault)
@@ -123,6 +134,8 @@ def report_of(env: RobotEnv, results: list[dict[str, Any]], fault: str) -> dict[
         "late_p99_ms": float(np.percentile(late, 99)),
         "late_max_ms": float(late.max()),
         "missed_periods": env.ticker.missed,
+        "intervention_share": sum(r["interventions"] for r in results)
+        / max(1, sum(r["steps"] for r in results)),
         "fault": fault,
         "each": results,
     }

@@ -19,7 +19,7 @@ from real.contract import RobotContract, load_contract
 from real.embodiment import Commander, action_names, state_names, state_vector
 from real.kinematics import ArmModel
 from real.ros2 import Latest, Link, Ticker
-from real.safety_node import RESET, STATE, TARGET, describe, read_joints
+from real.safety_node import RESET, STATE, STOP_BUTTON, TARGET, describe, read_joints
 from vla_rl.environment import EnvSpec, Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, TASK, image_key
@@ -104,6 +104,8 @@ class RobotEnv(VlaVectorEnv):
         self.ticker = Ticker(self.link, 1 / contract.control.rate_hz)
         self.lateness: deque[float] = deque(maxlen=10_000)
         """Seconds by which control steps were late."""
+        self.outcome: Callable[[], str] | None = None
+        """What a person has said since the last step: ``success``, ``failure`` or nothing; set by a device."""
         self.closed, self._done, self.steps = False, True, 0
 
     def _connect(self) -> None:
@@ -123,6 +125,7 @@ class RobotEnv(VlaVectorEnv):
         self.objects = {n: link.listen(s.topic, PoseStamped) for n, s in contract.objects.items()}
         self.success = link.listen(contract.success.topic, Bool) if contract.success else None
         self.safety = link.listen(STATE, DiagnosticStatus)
+        self.stopper = link.publisher(STOP_BUTTON, Bool)
         link.alone(TARGET)
         self.target = link.publisher(TARGET, JointTrajectory)
         success = [self.success] if self.success else []
@@ -154,6 +157,8 @@ class RobotEnv(VlaVectorEnv):
         self._await_fresh(after=self.link.now())
         where = read_joints(self._message(self.joints), self.contract.joints)
         self.commander.reset(where)
+        if self.outcome is not None:
+            self.outcome()  # said before it began
         self.steps, self._done, self._pictures = 0, False, None
         self._observation = self._observe()
         self.ticker = Ticker(self.link, self.ticker.period)
@@ -178,14 +183,17 @@ class RobotEnv(VlaVectorEnv):
             raise RobotFault(f"the arm is stopped: {reason}")
         held = self._await_fresh()
         self.steps += 1
-        success = self._succeeded()
-        truncated = self.steps >= self.env_spec.max_episode_steps and not success
-        self._done = success or truncated
+        said = self.outcome() if self.outcome is not None else ""
+        success = said != "failure" and (said == "success" or self._succeeded())
+        terminated = success or said == "failure"
+        truncated = self.steps >= self.env_spec.max_episode_steps and not terminated
+        self._done = terminated or truncated
         self._observation = self._observe()
         self._pictures = self._pictures_now() if self._done else None
         done = torch.tensor([success])
         info = {"success": done, "held": torch.tensor([held])}
-        return self._observation, done.float(), done, torch.tensor([truncated]), info
+        flags = torch.tensor([terminated]), torch.tensor([truncated])
+        return self._observation, done.float(), flags[0], flags[1], info
 
     def look(self, rows: Any = None) -> dict[str, Tensor]:
         """The newest pictures; those of the last step once the episode has finished."""
@@ -210,6 +218,12 @@ class RobotEnv(VlaVectorEnv):
         from trajectory_msgs.msg import JointTrajectory
 
         self.target.publish(JointTrajectory(header=Header(stamp=self.link.stamp())))
+
+    def stop(self) -> None:
+        """Latch the safety node's stop; only its reset service ends it."""
+        from std_msgs.msg import Bool
+
+        self.stopper.publish(Bool(data=True))
 
     def _send(self, joints: np.ndarray, gripper: float | None) -> None:
         from std_msgs.msg import Header

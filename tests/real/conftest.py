@@ -19,3 +19,27 @@ def robot(tmp_path_factory):
         nodes.start("sim_arm", sim_arm(log=nodes.log))
         nodes.start("safety", safety("sim_arm"))
         yield nodes
+
+
+@pytest.fixture(scope="module")
+def env(robot):
+    """The robot as an environment, ready to be reset."""
+    import time
+
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    from real.robot_env import RobotEnv
+    from real.ros2 import Link
+    from real.safety_node import RESET, STATE, describe
+
+    link = Link("janitor")
+    state = link.listen(STATE, DiagnosticStatus)
+    state.wait(0, 20.0)
+    time.sleep(1.0)
+    if describe(state)[0] == "stopped":
+        link.pull(RESET, 10.0)
+    env = RobotEnv("sim_arm", max_episode_steps=120)
+    yield env
+    env.close()
+    env.close()
+    link.close()

@@ -4,13 +4,12 @@ import time
 
 import pytest
 import torch
-from diagnostic_msgs.msg import DiagnosticStatus
 from trajectory_msgs.msg import JointTrajectory
 
 from real.contract import load_contract
 from real.robot_env import RobotEnv, RobotFault
 from real.ros2 import Link
-from real.safety_node import RESET, STATE, STOP, TARGET, describe
+from real.safety_node import RESET, STOP, TARGET, describe
 from sim.experts.sim_arm import SimArmExpert
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ENV_STATE
@@ -18,21 +17,6 @@ from vla_rl.keys import STATE as PROPRIOCEPTION
 from vla_rl.rollout.evaluate import evaluate
 
 CAMERA = "observation.images.agentview"
-
-
-@pytest.fixture(scope="module")
-def env(robot):
-    link = Link("janitor")
-    state = link.listen(STATE, DiagnosticStatus)
-    state.wait(0, 20.0)
-    time.sleep(1.0)
-    if describe(state)[0] == "stopped":
-        link.pull(RESET, 10.0)
-    env = RobotEnv("sim_arm", max_episode_steps=120)
-    yield env
-    env.close()
-    env.close()
-    link.close()
 
 
 def test_it_sees_what_its_twin_in_simulation_sees(env):

@@ -6,6 +6,7 @@ usage: vla-rl robot run env.robot=NAME policy=... [episodes=N] [launch=auto|fals
   policy.path=runs/NAME             the policy a run has learned; or a LeRobot policy folder; or policy=expert
   launch=auto                       starts the nodes that are missing: the safety node, and the simulated arm
   episodes=10 seed=100000           how many, and the scene of the first
+  teleop=joy teleop.deadman=4       a gamepad or SpaceMouse may take over (configs/teleop/)
   env.cameras=[]                    cameras the policy uses; a stale one holds the arm
 
 A latched stop is never cleared by this command: it ends, names the reason, and you call /vla_rl/safety/reset.

@@ -40,11 +40,11 @@ def load_teleoperator(config: Any, env: VlaVectorEnv) -> Any:
         return None
     from omegaconf import OmegaConf
 
-    extra: dict[str, Any] = {"spec": env.env_spec}
-    if config.get("expert"):
-        extra["expert"] = build(config.expert, env=env)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "expert"])
-    return build(config, **extra)
+    if not config.get("expert"):
+        return build(config, env=env)
+    expert = build(config.expert, env=env)
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "expert"])
+    return build(config, expert=expert, spec=env.env_spec)
 
 
 def is_run(path: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Devices with which a person takes over."""
