@@ -17,6 +17,9 @@ INSTRUCTION = "observation.instruction"
 
 ACTION = "action"
 
+INTERVENTION = "is_intervention"
+"""Bool [1] per recorded step: somebody had taken over (rosetta's and LeRobot's spelling)."""
+
 
 def image_key(camera: str) -> str:
     """LeRobot feature key of a camera's name."""

@@ -140,6 +140,22 @@ def test_only_success_keeps_the_first_successes(tmp_path: Path) -> None:
     assert everything["successes"] == sum(e.success for e in load_episodes(tmp_path / "all"))
 
 
+def test_steps_that_somebody_took_over_are_marked(tmp_path: Path) -> None:
+    from vla_rl.keys import INTERVENTION
+    from vla_rl.policies.intervened import Intervened, Overseer
+
+    env = Reach(2)
+    policy = Intervened(Walk(0.01), Overseer(Walk(), env.env_spec, patience=5))
+    record(env, policy, 4, tmp_path / "demos", seed=5)
+    episodes = load_episodes(tmp_path / "demos")
+    assert any(episode.length > 5 for episode in episodes)
+    for episode in episodes:
+        taken = episode.data[INTERVENTION].flatten().bool()
+        assert torch.equal(taken, torch.arange(episode.length) >= 5)
+        speed = episode.data[ACTION].abs().amax(1)
+        assert (speed[~taken] < 0.02).all()
+
+
 def test_too_few_successes_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only 0 of 20 attempts at Reach succeeded, 5 were asked for"):
         record(Reach(4), Walk(0.001), 5, tmp_path / "x", cameras=(), only_success=True, max_attempts=20)

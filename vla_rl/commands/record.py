@@ -23,7 +23,8 @@ def run(overrides: list[str]) -> int:
     """Record and print a summary."""
     from vla_rl.data.record import record
     from vla_rl.errors import UserError
-    from vla_rl.policies.load import load_policy
+    from vla_rl.policies.intervened import Intervened
+    from vla_rl.policies.load import load_policy, load_teleoperator
     from vla_rl.runtime.threads import set_threads
 
     config = compose("record", overrides)
@@ -32,7 +33,8 @@ def run(overrides: list[str]) -> int:
     set_threads(config.threads)
     env = build(config.env)
     try:
-        policy = load_policy(config.policy, env)
+        policy, operator = load_policy(config.policy, env), load_teleoperator(config.get("teleop"), env)
+        policy = policy if operator is None else Intervened(policy, operator)
         with track("record", config.episodes, unit="episode") as bar:
             summary = record(
                 env,

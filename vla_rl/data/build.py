@@ -43,6 +43,8 @@ def _features(settings: dict[str, Any], spec: EnvSpec) -> dict[str, dict]:
     features["next.reward"] = vector(1)
     for key in ("next.success", "next.done", "next.truncated"):
         features[key] = {"dtype": "bool", "shape": (1,), "names": None}
+    for key in settings.get("columns", []):
+        features[key] = {"dtype": "bool", "shape": (1,), "names": None}
     features["seed"] = {"dtype": "int64", "shape": (1,), "names": None}
     return features
 

@@ -23,8 +23,9 @@ from vla_rl.data.build import MARKER, build_dataset
 from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
-from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK, image_key
+from vla_rl.keys import ACTION, ENV_STATE, INTERVENTION, STATE, TASK, image_key
 from vla_rl.policies.base import Policy, check_compatible
+from vla_rl.policies.intervened import Intervened
 
 
 def record(
@@ -140,7 +141,7 @@ def _settings(
         "seed": int(seed),
         "only_success": bool(only_success),
         "deterministic": bool(deterministic),
-    }
+    } | ({"columns": [INTERVENTION]} if isinstance(policy, Intervened) else {})
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -167,6 +168,7 @@ def _play(
     spec, size = env.env_spec, env.num_envs
     low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
     state_keys = [STATE] + ([ENV_STATE] if spec.env_state_dim else [])
+    features = attempts.settings.get("columns", [])
     first_seed = attempts.settings["seed"]
     task_ids = env.task_ids()
     playing: list[int | None] = [attempts.next_attempt(task_ids[row]) for row in range(size)]
@@ -193,6 +195,8 @@ def _play(
             frame = {key: _copy(observation[key][row]) for key in state_keys}
             frame |= {key: _copy(images[key][rows.index(row)]) for key in cameras}
             frame[ACTION] = _copy(action[row])
+            if INTERVENTION in features:
+                frame[INTERVENTION] = np.array([bool(output["intervention"][row])])
             frames[row].append(frame)
         tasks = list(observation[TASK])
         observation, reward, terminated, truncated, info = env.step(action)
