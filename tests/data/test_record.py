@@ -156,6 +156,40 @@ def test_steps_that_somebody_took_over_are_marked(tmp_path: Path) -> None:
         assert (speed[~taken] < 0.02).all()
 
 
+def test_with_a_journal_a_kill_loses_no_finished_step(tmp_path: Path) -> None:
+    out, told = tmp_path / "demos", tmp_path / "told"
+
+    class Slow(Reach):
+        """Says how many steps have been taken, and is killed in the third episode."""
+
+        taken = 0
+
+        def step(self, actions):
+            Slow.taken += 1
+            told.write_text(str(Slow.taken))
+            if Slow.taken == 61:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step(actions)
+
+    child = os.fork()
+    if child == 0:
+        record(Slow(1), Walk(1e-4), 4, out, seed=5, journal=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and told.read_text() == "61"
+    summary = record(Reach(1), Walk(1e-4), 4, out, seed=5, journal=True)
+    assert summary["episodes"] == 4
+    whole = record(Reach(1), Walk(1e-4), 4, tmp_path / "whole", seed=5)
+    cut, played = load_episodes(out), load_episodes(tmp_path / "whole")
+    assert whole["frames"] == 100
+    # Two episodes of 25 steps; ten steps of the third were finished, nine of them have an observed outcome.
+    assert [episode.length for episode in cut] == [25, 25, 9, 25]
+    assert torch.equal(cut[2].data[STATE], played[2].data[STATE][:9])
+    assert torch.equal(cut[2].final[STATE], played[2].data[STATE][9])
+    assert cut[2].data["next.truncated"][-1] and not cut[2].success
+    assert not out.with_name("demos.recording").exists()
+
+
 def test_too_few_successes_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only 0 of 20 attempts at Reach succeeded, 5 were asked for"):
         record(Reach(4), Walk(0.001), 5, tmp_path / "x", cameras=(), only_success=True, max_attempts=20)

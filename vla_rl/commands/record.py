@@ -44,6 +44,7 @@ def run(overrides: list[str]) -> int:
                 seed=config.seed,
                 only_success=config.only_success,
                 deterministic=config.deterministic,
+                journal=config.journal,
                 progress=lambda seen: bar.update(seen["episodes"], attempts=seen["attempts"]),
             )
     finally:

@@ -7,6 +7,7 @@ tasks, episode i plays the (i mod K)-th. Recording is atomic and resumable, see 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -20,6 +21,7 @@ from tensordict import TensorDict
 
 from vla_rl.data.attempts import Attempts, Progress
 from vla_rl.data.build import MARKER, build_dataset
+from vla_rl.data.live import Live
 from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
@@ -41,6 +43,7 @@ def record(
     progress: Progress | None = None,
     policy_id: str | None = None,
     max_attempts: int | None = None,
+    journal: bool = False,
 ) -> dict[str, Any]:
     """Record ``episodes`` episodes into a LeRobotDataset v3 folder.
 
@@ -60,6 +63,8 @@ def record(
             "frames"}``.
         policy_id: what tells this policy from another (a path, a noise level), compared on resuming.
         max_attempts: give up after so many (default 20 per wanted episode, at least 100).
+        journal: keep every finished step of the episodes being played (a robot's time is dear): an episode that was cut
+            is stored up to there, as truncated, when the recording is continued.
 
     Returns:
         ``{"path", "episodes", "frames", "attempts", "successes", "success_rate", "per_task", "seconds",
@@ -79,19 +84,33 @@ def record(
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     spool = Spool(out, settings)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(spool.close)
         attempts = Attempts(spool, settings, max_attempts, progress)
+        live = Live(spool.folder / "live") if journal else None
+        if live is not None:
+            stack.callback(live.close)
+            _adopt(live, attempts)
         started = time.monotonic()
         if not attempts.complete:
             # A policy that samples must not repeat its noise after a resume.
             torch.manual_seed(seed + len(attempts.done))
-            _play(env, policy, attempts, list(settings["cameras"]), deterministic)
+            _play(env, policy, attempts, list(settings["cameras"]), deterministic, live)
         summary = attempts.summary(out) | {"seconds": time.monotonic() - started}
         build_dataset(spool, attempts.kept(), settings, summary, spec)
         spool.publish()
         return summary
-    finally:
-        spool.close()
+
+
+def _adopt(live: Live, attempts: Attempts) -> None:
+    """Store what a cut left of episodes: all steps whose outcome was observed."""
+    for attempt, task, frames in live.left():
+        if attempt in attempts.done or len(frames) < 2:
+            continue
+        *frames, last = frames  # of the last step the observation before it is known, and closes the episode
+        final = {key: value for key, value in last.items() if key.startswith("observation.")}
+        frames[-1] |= {"next.done": np.array([True]), "next.truncated": np.array([True])}
+        attempts.finish(attempt, _stack(frames, final, task, attempts.settings["seed"] + attempt))
 
 
 def _stepwise(policy: Policy) -> Policy:
@@ -162,7 +181,12 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _play(
-    env: VlaVectorEnv, policy: Policy, attempts: Attempts, cameras: list[str], deterministic: bool
+    env: VlaVectorEnv,
+    policy: Policy,
+    attempts: Attempts,
+    cameras: list[str],
+    deterministic: bool,
+    live: Live | None,
 ) -> None:
     """Step the environments until the attempts are complete."""
     spec, size = env.env_spec, env.num_envs
@@ -207,6 +231,9 @@ def _play(
             last["next.success"] = np.array([bool(info["success"][row])])
             last["next.done"] = np.array([done[row]])
             last["next.truncated"] = np.array([bool(truncated[row]) and not bool(terminated[row])])
+            attempt = playing[row]
+            if live is not None and attempt is not None:
+                live.step(attempt, tasks[row], last)
         if not any(done):
             continue
         ended = [row for row in active if done[row]]
@@ -221,6 +248,8 @@ def _play(
             final = {key: _copy(observation[key][row]) for key in state_keys}
             final |= {key: _copy(final_images[key][i]) for key in cameras}
             attempts.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
+            if live is not None:
+                live.end(attempt)
         if attempts.complete:
             return
         for row in ended:
