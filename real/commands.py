@@ -12,7 +12,6 @@ import numpy as np
 
 from real.contract import load_contract
 from real.nodes import Nodes, safety, sim_arm
-from real.realtime import prefer_realtime
 from real.robot_env import RobotEnv, RobotFault
 from real.ros2 import Link
 from real.safety_node import STATE
@@ -103,7 +102,6 @@ def episodes(env: RobotEnv, policy: Any, count: int, seed: int) -> tuple[list[di
     from vla_rl.runtime.progress import track
 
     torch.manual_seed(seed)
-    prefer_realtime(10)
     results: list[dict[str, Any]] = []
     taken = 0
 

@@ -7,7 +7,9 @@ import os
 
 
 def prefer_realtime(priority: int = 20) -> str:
-    """Real-time priority for this process where it is allowed, else a high one; no garbage collection of what is old.
+    """Real-time priority for this thread where it is allowed, else a high one; no garbage collection of what is old.
+
+    For a loop that sleeps most of the time, never for one that computes. Children do not inherit it.
 
     Returns:
         What was granted, for the log.
@@ -15,7 +17,7 @@ def prefer_realtime(priority: int = 20) -> str:
     gc.collect()
     gc.freeze()
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         return f"real-time priority {priority}"
     except (AttributeError, PermissionError, OSError):
         pass

@@ -1,6 +1,11 @@
 """vla-rl robot: a policy on a robot over ROS 2, behind the safety node.
 
 usage: vla-rl robot run env.robot=NAME policy=... [episodes=N] [launch=auto|false] [out=DIR]
+       vla-rl robot session env.robot=NAME policy=... out=DIR [episodes=N] [log=true|false]
+
+  run                               counts successes; writes report.json
+  session                           records: a LeRobotDataset and an MCAP log that neither a crash nor a power cut
+                                    loses; the same command again goes on
 
   env.robot=sim_arm                 contract: a name of configs/robot/ or a YAML file
   policy.path=runs/NAME             the policy a run has learned; or a LeRobot policy folder; or policy=expert
@@ -14,6 +19,7 @@ A latched stop is never cleared by this command: it ends, names the reason, and 
 Examples:
   vla-rl robot run env.robot=sim_arm policy=expert episodes=5
   vla-rl robot run env.robot=sim_arm policy.path=runs/arm episodes=50 env.cameras=[]
+  vla-rl robot session env.robot=sim_arm policy=expert teleop=joy out=sessions/first
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import importlib
 from vla_rl.config import nearest
 from vla_rl.errors import UserError
 
-ACTIONS = ("run",)
+ACTIONS = {"run": "real.commands", "session": "real.session"}
 
 
 def run(overrides: list[str]) -> int:
@@ -31,4 +37,4 @@ def run(overrides: list[str]) -> int:
     action, rest = (overrides[0], overrides[1:]) if overrides else ("", [])
     if action not in ACTIONS:
         raise UserError(f"vla-rl robot '{action}': {nearest(action, ACTIONS)}; see vla-rl robot --help")
-    return importlib.import_module("real.commands").run(rest)
+    return importlib.import_module(ACTIONS[action]).run(rest)

@@ -1,0 +1,85 @@
+"""Sessions: recorded whole, stopped by the robot, gone on with."""
+
+import json
+import threading
+import time
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from real.mcap_log import read_log
+from real.ros2 import Link
+from real.safety_node import RESET, STATE, STOP, describe
+from vla_rl.cli import main
+from vla_rl.data.dataset import load_episodes
+from vla_rl.keys import ACTION
+from vla_rl.keys import STATE as PROPRIOCEPTION
+
+
+@pytest.fixture
+def ready(robot):
+    link = Link("janitor")
+    state = link.listen(STATE, DiagnosticStatus)
+    state.wait(0, 20.0)
+    time.sleep(0.5)
+    if describe(state)[0] == "stopped":
+        link.pull(RESET, 10.0)
+    yield link
+    link.close()
+
+
+def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
+    out = tmp_path / "session"
+    command = ["robot", "session", "policy=expert", "episodes=2", f"out={out}", "env.max_episode_steps=60"]
+
+    def stop_in_the_middle():
+        until = time.monotonic() + 60
+        while not any((out / "dataset.recording" / "live").glob("*.steps")) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        ready.pull(STOP, 10.0)
+
+    stopper = threading.Thread(target=stop_in_the_middle)
+    stopper.start()
+    assert main(command) == 1
+    stopper.join()
+    said = capfd.readouterr().out
+    assert "stopped: the arm is stopped: stop service" in said and "the same command goes on" in said
+    assert main(command) == 1  # nothing clears a stop but its reset
+    assert RESET in capfd.readouterr().out
+    time.sleep(0.5)
+    ready.pull(RESET, 10.0)
+    time.sleep(0.3)
+    assert main(command) == 0
+    episodes = load_episodes(out / "dataset")
+    assert len(episodes) == 2
+    assert (
+        episodes[0].length >= 3 and episodes[0].data["next.truncated"][-1]
+    )  # the one that was stopped, up to there
+    assert episodes[1].data["observation.images.agentview"].shape[1:] == (3, 96, 96)
+    assert json.loads((out / "report.json").read_text())["episodes"] == 2
+    logs = sorted(out.glob("log-*.mcap"))
+    assert len(logs) >= 2
+    topics = {topic for topic, _, _ in read_log(logs[-1])}
+    assert {"/joint_states", "/vla_rl/target", "/agentview/image_raw/compressed", "/cube/pose"} <= topics
+    for episode in episodes:
+        assert episode.data[ACTION].shape[1] == 4 and episode.data[PROPRIOCEPTION].shape[1] == 11
+    assert main(command) == 0  # complete: nothing moves again
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["robot", "sessions"], "did you mean session"),
+        (["robot", "session", "policy=expert"], "out=DIR"),
+        (
+            ["robot", "session", "out=x", "env.robot=sim_arn", "policy=expert"],
+            "unknown robot 'sim_arn': did you mean sim_arm",
+        ),
+        (["robot", "run", "launch=perhaps", "policy=expert"], "launch=perhaps"),
+    ],
+)
+def test_wrong_words_are_one_line(words, said, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
