@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from vla_rl.errors import UserError
 from vla_rl.runtime.metrics import write_json
 from vla_rl.stats import summary
 
-LOOK = 2.0
-"""Seconds given to nodes that run already to be discovered."""
+LOOK = 4.0
+"""Seconds given to nodes that run already to be discovered; only missing ones cost all of it."""
 
 
 def run(overrides: list[str]) -> int:
@@ -38,7 +38,7 @@ def run(overrides: list[str]) -> int:
     set_threads(config.threads)
     with contextlib.ExitStack() as stack:
         if config.launch == "auto":
-            stack.enter_context(launched(contract, out))
+            stack.enter_context(launched(contract, out, config.env.get("arguments") or ()))
         env: RobotEnv = build(config.env)
         stack.callback(env.close)
         policy = policy_of(config, env)
@@ -59,8 +59,8 @@ def run(overrides: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def launched(contract: Any, logs: Path) -> Iterator[Nodes]:
-    """The nodes of a contract that nobody runs yet; they end with the block."""
+def launched(contract: Any, logs: Path, arguments: Sequence[str] = ()) -> Iterator[Nodes]:
+    """The nodes of a contract that nobody runs yet; they end with the block. ``arguments``: of the safety node."""
     from diagnostic_msgs.msg import DiagnosticStatus
     from sensor_msgs.msg import JointState
 
@@ -69,6 +69,8 @@ def launched(contract: Any, logs: Path) -> Iterator[Nodes]:
     state = link.listen(STATE, DiagnosticStatus)
     joints.wait(0, LOOK)
     state.wait(0, LOOK)
+    if state.newest is None and link.rival(STATE):
+        state.wait(0, 2 * LOOK)  # it is there, and not yet heard
     arm, guarded = joints.newest is not None, state.newest is not None
     link.close()
     with Nodes(logs) as nodes:
@@ -81,7 +83,7 @@ def launched(contract: Any, logs: Path) -> Iterator[Nodes]:
             nodes.start("sim_arm", sim_arm())
         if not guarded:
             print("starting the safety node", flush=True)
-            nodes.start("safety", safety(contract.name))
+            nodes.start("safety", safety(contract.name, arguments))
         yield nodes
 
 

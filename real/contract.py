@@ -12,6 +12,7 @@ from vla_rl.config import CONFIGS, nearest
 from vla_rl.errors import UserError
 
 COMMANDS = ("joint_trajectory", "position")
+GRIPPERS = ("topic", "action", "parallel_action")
 MODES = ("ee", "ee_pose", "joint")
 
 
@@ -130,19 +131,26 @@ class Command:
 
 @dataclass
 class Gripper:
-    """Finger position commands (std_msgs/Float64MultiArray).
+    """Finger position commands.
 
     Attributes:
-        topic: of the controller.
+        topic: of the controller; the action's name where it is driven by one.
         joint: its name in ``joint_states``.
         shut: position when shut.
         open: position when open.
+        kind: ``topic`` (std_msgs/Float64MultiArray), ``action`` (control_msgs/action/GripperCommand) or
+            ``parallel_action`` (control_msgs/action/ParallelGripperCommand).
+        effort: highest effort of an action's goal (N or Nm); 0 = the driver's own.
+        tolerance: share of the stroke by which a target must have changed for a new goal of an action.
     """
 
     topic: str
     joint: str
     shut: float
     open: float
+    kind: str = "topic"
+    effort: float = 0.0
+    tolerance: float = 0.05
 
 
 @dataclass
@@ -305,8 +313,17 @@ def _check(robot: RobotContract) -> None:
             f"command.rate_hz={robot.command.rate_hz} is below control.rate_hz={robot.control.rate_hz}: "
             "commands are interpolated between decisions, at 100 Hz or more"
         )
-    if robot.gripper is not None and robot.gripper.open == robot.gripper.shut:
-        raise UserError("gripper.open and gripper.shut are the same position")
+    gripper = robot.gripper
+    if gripper is not None:
+        _one_of("gripper.kind", gripper.kind, GRIPPERS)
+        if gripper.open == gripper.shut:
+            raise UserError("gripper.open and gripper.shut are the same position")
+        if not (math.isfinite(gripper.effort) and gripper.effort >= 0):
+            raise UserError(f"gripper.effort is {gripper.effort}, needs 0 or more")
+        if not 0 < gripper.tolerance < 1:
+            raise UserError(
+                f"gripper.tolerance={gripper.tolerance} is a share of the stroke, between 0 and 1"
+            )
 
 
 def _positive(key: str, value: float) -> None:

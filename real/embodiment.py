@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from real.contract import RobotContract
 from real.kinematics import ArmModel
 from vla_rl.differential_ik import DifferentialIK
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
+from vla_rl.keys import image_key
 
 INSET = 0.003
 """metres inside the workspace that Cartesian targets stay."""
@@ -30,6 +35,48 @@ def action_names(contract: RobotContract) -> tuple[str, ...]:
     """Names of the A action numbers."""
     moves = AXES.get(contract.control.mode) or tuple(contract.joints)
     return (*moves, "gripper") if contract.gripper else moves
+
+
+def chosen_cameras(contract: RobotContract, cameras: Sequence[str] | None) -> list[str]:
+    """Names of the contract's cameras to use; None = all.
+
+    Raises:
+        UserError: one that it does not have.
+    """
+    names = list(contract.cameras) if cameras is None else list(cameras)
+    for name in names:
+        if name not in contract.cameras:
+            raise UserError(
+                f"{contract.name} has no camera {name}: it has {', '.join(contract.cameras) or 'none'}"
+            )
+    return names
+
+
+def robot_spec(
+    contract: RobotContract, cameras: Sequence[str] | None, task: str | None, max_episode_steps: int
+) -> EnvSpec:
+    """The environment's specification, without a robot.
+
+    Raises:
+        UserError: no task, or a camera that the contract does not have.
+    """
+    if task is None and not contract.tasks:
+        raise UserError(f"{contract.name} has no tasks: name one in the contract, or task=")
+    actions = action_names(contract)
+    sizes = {n: (contract.cameras[n].height, contract.cameras[n].width) for n in contract.cameras}
+    return EnvSpec(
+        id=contract.name,
+        state_dim=len(state_names(contract)),
+        env_state_dim=3 * len(contract.objects),
+        action_low=(-1.0,) * len(actions),
+        action_high=(1.0,) * len(actions),
+        cameras={image_key(n): sizes[n] for n in chosen_cameras(contract, cameras)},
+        tasks=(task or contract.tasks[0],),
+        max_episode_steps=max_episode_steps,
+        rate_hz=contract.control.rate_hz,
+        state_names=state_names(contract),
+        action_names=actions,
+    )
 
 
 class Commander:

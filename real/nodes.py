@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,9 +20,9 @@ PATIENCE = 60.0
 """Seconds a node may take to say that it runs."""
 
 
-def safety(robot: str) -> list[str]:
-    """The safety node of a contract, as a command line."""
-    return [sys.executable, "-m", "real.safety_node", robot]
+def safety(robot: str, arguments: Sequence[str] = ()) -> list[str]:
+    """The safety node of a contract, as a command line; ``arguments`` as ROS takes them."""
+    return [sys.executable, "-m", "real.safety_node", robot, *arguments]
 
 
 def sim_arm(**parameters: object) -> list[str]:
@@ -51,14 +52,7 @@ class Nodes:
         Raises:
             UserError: it ended instead, with its last words.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
-        path = self.logs / f"{name}.log"
-        env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        with open(path, "wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=ROOT, env=env, preexec_fn=_die_with_parent
-            )
-        self.processes[name] = process
+        process, path = self.spawn(name, command), self.logs / f"{name}.log"
         until = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < until:
             said = path.read_bytes().strip()
@@ -71,6 +65,18 @@ class Nodes:
         raise UserError(
             f"{name} ended at once: {words[-1].removeprefix('error: ') if words else process.returncode}"
         )
+
+    def spawn(self, name: str, command: list[str]) -> subprocess.Popen:
+        """Start and do not wait."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{name}.log"
+        env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        with open(path, "wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=ROOT, env=env, preexec_fn=die_with_parent
+            )
+        self.processes[name] = process
+        return process
 
     def kill(self, name: str) -> None:
         """As a crash would: at once, without a last word."""
@@ -97,7 +103,7 @@ class Nodes:
         self.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux only; elsewhere a killed parent leaves its nodes running."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -15,12 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from real.contract import RobotContract, load_contract
-from real.embodiment import Commander, action_names, state_names, state_vector
+from real.contract import load_contract
+from real.embodiment import Commander, chosen_cameras, robot_spec, state_vector
 from real.kinematics import ArmModel
+from real.motion import go, joints_of, retrace
 from real.ros2 import Latest, Link, Ticker
 from real.safety_node import RESET, STATE, STOP_BUTTON, TARGET, describe, read_joints
-from vla_rl.environment import EnvSpec, Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
+from vla_rl.environment import (
+    Observation,
+    StartState,
+    VlaVectorEnv,
+    checked_action,
+    row_mask,
+    row_seeds,
+    row_starts,
+)
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, TASK, image_key
 from vla_rl.keys import STATE as PROPRIOCEPTION
@@ -28,11 +37,11 @@ from vla_rl.keys import STATE as PROPRIOCEPTION
 PATIENCE = 5.0
 """Seconds a stale stream may take to come back before the episode is given up; the arm holds meanwhile."""
 
-HOMING = 20.0
-"""Seconds that moving home may take."""
+GUARD = 1.0
+"""Seconds that the safety node, which speaks ten times a second, may be silent."""
 
-STEP_HOME = 0.15
-"""rad: how far ahead of the arm targets lie on the way home."""
+GRASP = 0.5
+"""Seconds that shutting the gripper at a saved posture takes."""
 
 
 class RobotFault(UserError):
@@ -44,6 +53,7 @@ class RobotEnv(VlaVectorEnv):
 
     ``observation.state``: see ``real.embodiment.state_vector``. ``observation.environment_state``: positions of the
     contract's tracked objects, metres. An episode is a function of its seed only as far as the scene's reset is.
+    It begins from saved states as far as a person can: the arm goes to the posture, the person arranges the scene.
 
     Args:
         robot: contract: a name of ``configs/robot`` or a YAML file.
@@ -69,32 +79,12 @@ class RobotEnv(VlaVectorEnv):
     ) -> None:
         self.closed = True  # until it is complete: gymnasium's destructor asks
         self.contract = contract = load_contract(robot)
-        if task is None and not contract.tasks:
-            raise UserError(f"{contract.name} has no tasks: name one in the contract, or task=")
-        self.task, self.confirm = task or contract.tasks[0], confirm
+        spec = robot_spec(contract, cameras, task, max_episode_steps)
+        self.task, self.confirm = spec.tasks[0], confirm
         self.model = ArmModel(contract)
         self.commander = Commander(contract, self.model)
-        self.cameras = _chosen(contract, cameras)
-        actions = action_names(contract)
-        self.set_spaces(
-            EnvSpec(
-                id=contract.name,
-                state_dim=len(state_names(contract)),
-                env_state_dim=3 * len(contract.objects),
-                action_low=(-1.0,) * len(actions),
-                action_high=(1.0,) * len(actions),
-                cameras={
-                    image_key(n): (contract.cameras[n].height, contract.cameras[n].width)
-                    for n in self.cameras
-                },
-                tasks=(self.task,),
-                max_episode_steps=max_episode_steps,
-                rate_hz=contract.control.rate_hz,
-                state_names=state_names(contract),
-                action_names=actions,
-            ),
-            1,
-        )
+        self.cameras = chosen_cameras(contract, cameras)
+        self.set_spaces(spec, 1)
         self.link = Link("vla_rl_robot", arguments)
         try:
             self._connect()
@@ -105,7 +95,16 @@ class RobotEnv(VlaVectorEnv):
         self.lateness: deque[float] = deque(maxlen=10_000)
         """Seconds by which control steps were late."""
         self.outcome: Callable[[], str] | None = None
-        """What a person has said since the last step: ``success``, ``failure`` or nothing; set by a device."""
+        """What a person has said since the last step: ``success``, ``failure``, ``discard``, ``rewind`` or nothing; set by a
+        device."""
+        self.rewind_seconds = 2.0
+        """How far a rewind goes back."""
+        self._path: list[np.ndarray] = []  # postures before each step of the episode
+        self._grip = float("nan")  # what the gripper was last told
+        self.results: list[bool] = []
+        """Success of each finished episode that nobody threw away."""
+        self.seed: int | None = None
+        """Of the episode."""
         self.closed, self._done, self.steps = False, True, 0
 
     def _connect(self) -> None:
@@ -143,6 +142,8 @@ class RobotEnv(VlaVectorEnv):
 
     # ---- the environment contract -----------------------------------------------------------------------
 
+    start_states = True
+
     def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
         """Move home, put the scene in order, begin. A latched stop is not cleared here, but named.
 
@@ -151,9 +152,15 @@ class RobotEnv(VlaVectorEnv):
         """
         if not row_mask(options, 1)[0]:
             return self._observation, {}
+        start = row_starts(options, self).get(0)
+        self.seed = row_seeds(seed, 1)[0] if start is None else int(start["seed"])
+        self._path, self._grip = [], self.contract.gripper.open if self.contract.gripper else float("nan")
         self._ready()
-        self._home()
-        self._scene(row_seeds(seed, 1)[0])
+        if start is None:
+            self._home()
+            self._scene(self.seed)
+        else:
+            self._return(start)
         self._await_fresh(after=self.link.now())
         where = read_joints(self._message(self.joints), self.contract.joints)
         self.commander.reset(where)
@@ -167,7 +174,9 @@ class RobotEnv(VlaVectorEnv):
     def step(self, action: Any) -> tuple[Observation, Tensor, Tensor, Tensor, dict]:  # type: ignore[override]
         """Send the action's target, wait for the next control tick, observe.
 
-        ``info["held"]`` [1]: a stale stream made the arm hold during this step.
+        ``info["held"]`` [1]: a stale stream made the arm hold during this step. ``info["discarded"]`` [1]: a person has
+        thrown the episode away. ``info["rewound"]`` [1]: a person has asked for a rewind: the arm is back where it was so
+        many steps ago (this one included), the observation is from there, and those steps no longer count.
 
         Raises:
             RobotFault: stopped by safety, or a stream stays stale.
@@ -176,22 +185,29 @@ class RobotEnv(VlaVectorEnv):
         if self._done:
             raise RuntimeError("the episode has finished: reset before step")
         where = read_joints(self._message(self.joints), self.contract.joints)
-        self._send(*self.commander.command(values, where))
+        target, grip = self.commander.command(values, where)
+        self._path.append(where)
+        self._grip = self._grip if grip is None else grip
+        self._send(target, grip, label=f"seed {self.seed} step {self.steps}")
         self.lateness.append(self.ticker.wait())
-        mode, reason = describe(self.safety)
-        if mode == "stopped":
-            raise RobotFault(f"the arm is stopped: {reason}")
+        self._guarded()
         held = self._await_fresh()
         self.steps += 1
         said = self.outcome() if self.outcome is not None else ""
-        success = said != "failure" and (said == "success" or self._succeeded())
+        rewound = self._rewind() if said == "rewind" and not self._succeeded() else 0
+        self.steps -= rewound
+        success = said not in ("failure", "discard") and (said == "success" or self._succeeded())
         terminated = success or said == "failure"
-        truncated = self.steps >= self.env_spec.max_episode_steps and not terminated
+        truncated = (self.steps >= self.env_spec.max_episode_steps or said == "discard") and not terminated
         self._done = terminated or truncated
+        if self._done and said != "discard":
+            self.results.append(success)
         self._observation = self._observe()
         self._pictures = self._pictures_now() if self._done else None
         done = torch.tensor([success])
-        info = {"success": done, "held": torch.tensor([held])}
+        discarded = torch.tensor([said == "discard"])
+        info = {"success": done, "held": torch.tensor([held]), "discarded": discarded}
+        info["rewound"] = torch.tensor([rewound])
         flags = torch.tensor([terminated]), torch.tensor([truncated])
         return self._observation, done.float(), flags[0], flags[1], info
 
@@ -202,6 +218,18 @@ class RobotEnv(VlaVectorEnv):
             return {}
         kept = getattr(self, "_pictures", None)
         return kept if kept is not None else self._pictures_now()
+
+    def save_states(self, rows: Sequence[int]) -> list[StartState | None]:
+        """Posture, gripper, seed, tracked objects and pictures: what a guided reset needs."""
+        points = [self._message(s).pose.position for s in self.objects.values()]
+        state: StartState = {
+            "joints": joints_of(self),
+            "gripper": np.array(self._grip),
+            "seed": np.array(-1 if self.seed is None else self.seed),
+            "objects": np.array([[p.x, p.y, p.z] for p in points]).reshape(-1, 3),
+        }
+        pictures = {key: value[0].numpy() for key, value in self._pictures_now().items()}
+        return [state | pictures for _ in rows]
 
     def close(self, **_: Any) -> None:
         """Leave the network; the arm holds. Safe to call twice."""
@@ -225,7 +253,8 @@ class RobotEnv(VlaVectorEnv):
 
         self.stopper.publish(Bool(data=True))
 
-    def _send(self, joints: np.ndarray, gripper: float | None) -> None:
+    def _send(self, joints: np.ndarray, gripper: float | None, label: str = "home") -> None:
+        """``label`` goes into ``frame_id``, so that a log tells which step each target belongs to."""
         from std_msgs.msg import Header
         from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -234,14 +263,17 @@ class RobotEnv(VlaVectorEnv):
             names, positions = [*names, self.contract.gripper.joint], [*positions, float(gripper)]
         self.target.publish(
             JointTrajectory(
-                header=Header(stamp=self.link.stamp()),
+                header=Header(stamp=self.link.stamp(), frame_id=label),
                 joint_names=names,
                 points=[JointTrajectoryPoint(positions=positions)],
             )
         )
 
     def _ready(self) -> None:
-        """Start a safety node that has not been started yet; refuse a stopped one."""
+        """Start a safety node that has not been started yet; refuse a stopped one, and a second commander."""
+        rival = self.link.rival(TARGET, own=1)
+        if rival:
+            raise RobotFault(f"{rival} publishes {TARGET} too: two commanders, stop one of them")
         mode, reason = describe(self.safety)
         if mode == "stopped" and reason == "not started":
             self.link.pull(RESET)
@@ -251,32 +283,70 @@ class RobotEnv(VlaVectorEnv):
         if mode == "stopped":
             raise RobotFault(f"the arm is stopped: {reason}. When it is safe, call the service {RESET}")
 
+    def _unguarded(self) -> float:
+        """Seconds since the safety node's last word."""
+        newest = self.safety.newest
+        return self.link.now() - newest.arrival if newest is not None else float("inf")
+
+    def _guarded(self) -> None:
+        """The safety node is there and has not stopped the arm."""
+        silent = self._unguarded()
+        if silent > GUARD:
+            raise RobotFault(
+                f"the safety node has said nothing for {silent:.1f} s: the arm is at rest; start the node again"
+            )
+        mode, reason = describe(self.safety)
+        if mode == "stopped":
+            raise RobotFault(f"the arm is stopped: {reason}")
+
     def _home(self) -> None:
         """Straight home in joint space, fingers open."""
-        home, gripper = np.array(self.contract.home), self.contract.gripper
-        until = time.monotonic() + HOMING
-        ticker = Ticker(self.link, self.ticker.period)
-        while True:
-            here = read_joints(self._message(self.joints), self.contract.joints)
-            gap = home - here
-            if np.abs(gap).max() < 0.01:
-                return
-            mode, reason = describe(self.safety)
-            if mode == "stopped" or time.monotonic() > until:
-                why = (
-                    f"stopped: {reason}"
-                    if mode == "stopped"
-                    else f"not there after {HOMING:g} s ({reason or mode})"
-                )
-                raise RobotFault(f"the arm cannot move home: {why}")
-            share = min(1.0, STEP_HOME / np.abs(gap).max())
-            self._send(here + share * gap, gripper.open if gripper else None)
-            ticker.wait()
+        gripper = self.contract.gripper
+        go(self, np.array(self.contract.home), gripper.open if gripper else None, "home")
+
+    def _return(self, start: StartState) -> None:
+        """To a saved posture, and the person is told how the scene has to look there: a guided reset.
+
+        From home, fingers open; they take up again what they did then once the person has confirmed.
+        """
+        gripper, posture = self.contract.gripper, np.asarray(start["joints"], np.float64)
+        self._home()
+        if self.contract.scene.service and start["seed"] >= 0:
+            self._scene(int(start["seed"]))
+        go(self, posture, gripper.open if gripper else None, "to the saved posture")
+        shown = start.get("picture")
+        words = f"as in {shown}" if shown else "as it was then"
+        places = [f"{n} at ({p[0]:.3f}, {p[1]:.3f}, {p[2]:.3f}) m" for n, p in zip(self.objects, start["objects"])]  # fmt: skip  # noqa: B905
+        words += f" ({', '.join(places)})" if places else ""
+        self._ask(f"arrange the scene {words} for '{self.task}', then press Enter ")
+        self._ready()
+        grip = float(start["gripper"])
+        if gripper is not None and np.isfinite(grip) and grip != gripper.open:
+            for _ in range(round(GRASP / self.ticker.period)):
+                self._send(posture, grip, label="grasp")
+                time.sleep(self.ticker.period)
+            self._grip = grip
+
+    def _ask(self, words: str) -> None:
+        try:
+            self.confirm(words)
+        except EOFError as error:
+            raise RobotFault(f"nobody is there to be asked to {words}: run it in a terminal") from error
+
+    def _rewind(self) -> int:
+        """Back along the last ``rewind_seconds`` of this episode's own path; returns the number of steps undone."""
+        count = min(len(self._path), max(1, round(self.rewind_seconds / self.ticker.period)))
+        retrace(self, self._path[-count:])
+        del self._path[-count:]
+        self._await_fresh(after=self.link.now())
+        self.commander.reset(joints_of(self))
+        self.ticker = Ticker(self.link, self.ticker.period)
+        return count
 
     def _scene(self, seed: int | None) -> None:
         scene = self.contract.scene
         if not scene.service:
-            self.confirm(f"put the scene in order for '{self.task}', then press Enter ")
+            self._ask(f"put the scene in order for '{self.task}', then press Enter ")
             return
         if scene.node and seed is not None:
             self.link.set_parameter(scene.node, "seed", seed)
@@ -367,13 +437,3 @@ def picture_of(message: Any, camera: Any) -> np.ndarray:
             np.ascontiguousarray(picture), (camera.width, camera.height), interpolation=cv2.INTER_AREA
         )
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
-
-
-def _chosen(contract: RobotContract, cameras: Sequence[str] | None) -> list[str]:
-    names = list(contract.cameras) if cameras is None else list(cameras)
-    for name in names:
-        if name not in contract.cameras:
-            raise UserError(
-                f"{contract.name} has no camera {name}: it has {', '.join(contract.cameras) or 'none'}"
-            )
-    return names

@@ -18,6 +18,12 @@ from vla_rl.errors import UserError
 AHEAD = 0.01
 """Seconds a stamp may lie in the future (two machines' clocks): counted as age 0."""
 
+STILL = 5.0
+"""Seconds of wall time that simulated time may stand still before who waits for it gives up."""
+
+ANONYMOUS = "another node"
+"""A node that is on the network and has not yet said its name."""
+
 
 def seconds(stamp: Any) -> float:
     """A ``builtin_interfaces/Time`` or ``Duration`` in seconds."""
@@ -103,16 +109,39 @@ class Link:
         self._parameters: dict[str, Any] = {}
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, name=f"{name}-executor", daemon=True)
-        self._thread.start()
+        self._threads = [self._spin(self.executor, f"{name}-executor")]
+        self.timekeeper = self._keep_time(f"{name}_clock") if self.simulated_time else self.node
+        """Whose clock this is: under simulated time a node of its own, which no callback here holds up."""
 
-    def _spin(self) -> None:
+    def _spin(self, executor: Any, name: str) -> threading.Thread:
         from rclpy.executors import ExternalShutdownException
 
-        try:
-            self.executor.spin()
-        except ExternalShutdownException:
-            pass
+        def spin() -> None:
+            try:
+                executor.spin()
+            except ExternalShutdownException:
+                pass
+
+        thread = threading.Thread(target=spin, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _keep_time(self, name: str) -> Any:
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.parameter import Parameter
+
+        node = self.rclpy.create_node(
+            name,
+            context=self.context,
+            use_global_arguments=False,  # they may name the node
+            parameter_overrides=[Parameter("use_sim_time", value=True)],
+            start_parameter_services=False,
+            enable_rosout=False,
+        )
+        self._clock_executor = SingleThreadedExecutor(context=self.context)
+        self._clock_executor.add_node(node)
+        self._threads.append(self._spin(self._clock_executor, name))
+        return node
 
     @property
     def simulated_time(self) -> bool:
@@ -121,11 +150,11 @@ class Link:
 
     def now(self) -> float:
         """Seconds of the node's clock."""
-        return self.node.get_clock().now().nanoseconds * 1e-9
+        return self.timekeeper.get_clock().now().nanoseconds * 1e-9
 
     def stamp(self) -> Any:
         """Now, as a message."""
-        return self.node.get_clock().now().to_msg()
+        return self.timekeeper.get_clock().now().to_msg()
 
     def listen(self, topic: str, kind: type, heard: Callable[[Any], None] | None = None) -> Latest:
         """Follow a topic; ``heard`` is called in the executor's thread with each message."""
@@ -209,9 +238,16 @@ class Link:
         """Wait for a first message on each stream.
 
         Raises:
-            UserError: naming the streams that gave none, and why as far as it can be seen.
+            UserError: naming the streams that gave none, and why as far as it can be seen; no ``/clock`` under
+            simulated time.
         """
         until = time.monotonic() + timeout
+        while self.simulated_time and self.now() == 0.0:
+            if time.monotonic() > until:
+                raise UserError(
+                    "use_sim_time is set and /clock is silent: start the simulation that publishes it"
+                )
+            time.sleep(0.01)
         silent = [s for s in streams if not s.wait(0, max(0.0, until - time.monotonic()))]
         if silent:
             raise UserError(f"nothing came within {timeout:g} s: " + "; ".join(map(self._silence, silent)))
@@ -228,21 +264,29 @@ class Link:
             return f"{stream.topic} has a publisher ({found[0].node_name}) that sends nothing"
         return f"{stream.topic} has no publisher"
 
+    def rival(self, topic: str, own: int = 0) -> str:
+        """Another publisher of ``topic`` that is known by now, besides ``own`` of this node; "" if there is none."""
+        names = [p.node_name for p in self.node.get_publishers_info_by_topic(topic)]
+        if len(names) <= own:
+            return ""
+        mine = self.node.get_name()
+        other = next((n for n in names if n != mine), f"another {mine}")
+        return ANONYMOUS if "UNKNOWN" in other else other  # discovered, but not yet introduced
+
     def alone(self, topic: str, settle: float = 1.5, own: int = 0) -> None:
         """Check that nobody else publishes ``topic``; this node has ``own`` publishers of it already.
+
+        Discovery takes its time: who must be sure looks for a ``rival`` again, later.
 
         Raises:
             UserError: naming the other one.
         """
         until = time.monotonic() + settle
         while True:
-            names = [p.node_name for p in self.node.get_publishers_info_by_topic(topic)]
-            if len(names) > own:
-                mine = self.node.get_name()
-                other = next((n for n in names if n != mine), f"another {mine}")
-                other = "another node" if "UNKNOWN" in other else other  # discovered, but not yet introduced
+            other, over = self.rival(topic, own), time.monotonic() > until
+            if other and (over or other != ANONYMOUS):
                 raise UserError(f"{other} publishes {topic} too: two commanders, stop one of them")
-            if time.monotonic() > until:
+            if over:
                 return
             time.sleep(0.05)
 
@@ -266,11 +310,19 @@ class Link:
 
     def close(self) -> None:
         """Stop the executor and leave the network."""
+        from rclpy.action import ActionClient, ActionServer
+
         if self.context.ok():
             self.executor.shutdown(timeout_sec=1.0)
+            if self.timekeeper is not self.node:
+                self._clock_executor.shutdown(timeout_sec=1.0)
+                self.timekeeper.destroy_node()
+            for action in [w for w in self.node.waitables if isinstance(w, (ActionClient, ActionServer))]:
+                action.destroy()  # the node does not, and its participant would stay
             self.node.destroy_node()
             self.context.try_shutdown()
-        self._thread.join(2.0)
+        for thread in self._threads:
+            thread.join(2.0)
 
 
 class Ticker:
@@ -280,7 +332,7 @@ class Ticker:
 
     Args:
         link: whose clock.
-        period: seconds.
+        period: seconds of that clock.
     """
 
     def __init__(self, link: Link, period: float) -> None:
@@ -294,7 +346,14 @@ class Ticker:
         return self.link.now() if self.simulated else time.monotonic()
 
     def wait(self, stop: threading.Event | None = None) -> float:
-        """Sleep until the next deadline; returns how late it is, in seconds."""
+        """Sleep until the next deadline; returns how late it is, in seconds.
+
+        Args:
+            stop: ends the wait under simulated time, whose clock may stand still for as long as it likes.
+
+        Raises:
+            UserError: without ``stop``, ``/clock`` stands still for ``STILL`` seconds.
+        """
         self.deadline += self.period
         late = self._now() - self.deadline
         if late > self.period:
@@ -302,11 +361,19 @@ class Ticker:
             self.missed += skipped
             self.deadline += skipped * self.period
         if self.simulated:
-            while self._now() < self.deadline and not (stop is not None and stop.is_set()):
-                time.sleep(0.0005)
+            self._await_clock(stop)
         else:
             time.sleep(max(0.0, self.deadline - time.monotonic()))
         return self._now() - self.deadline
+
+    def _await_clock(self, stop: threading.Event | None) -> None:
+        seen, since = self._now(), time.monotonic()
+        while (now := self._now()) < self.deadline and not (stop is not None and stop.is_set()):
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif stop is None and time.monotonic() - since > STILL:
+                raise UserError(f"/clock has stood still for {STILL:g} s: is the simulation running?")
+            time.sleep(0.0005)
 
 
 def _type_name(kind: type) -> str:

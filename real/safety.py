@@ -31,6 +31,10 @@ SHARE = 0.9
 """Of the TCP's speed limit, aimed at; the rest is for the step that is being checked."""
 
 
+MARGIN = 0.98
+"""Of the joints' speed limits, commanded at most: an arm that lags a little and catches up stays inside them too."""
+
+
 class Mode(Enum):
     """What the filter is doing."""
 
@@ -160,6 +164,11 @@ class SafetyFilter:
         """Whether ``reset`` has ever succeeded."""
         return bool(self._past)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether it commands standstill."""
+        return self.started and self.brake.seconds == 0
+
     def stop(self, reason: str) -> None:
         """Latch: brake to standstill and stay until ``reset``. The first reason is kept."""
         self.latched = self.latched or reason
@@ -248,7 +257,7 @@ class SafetyFilter:
         parameters.current_position, parameters.current_velocity = self.position, self.velocity
         parameters.current_acceleration = self.acceleration
         parameters.target_position = self.target
-        parameters.max_velocity = self.velocity_limit * self._slowed()
+        parameters.max_velocity = self.velocity_limit * MARGIN * self._slowed()
         try:
             result = self._towards.update(parameters, self._output)
             if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished):

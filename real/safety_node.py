@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from real.contract import RobotContract, load_contract
+from real.gripper import gripper_port
 from real.kinematics import ArmModel
 from real.realtime import prefer_realtime
 from real.ros2 import Latest, Link, Ticker, seconds, stamp_of
@@ -36,6 +37,9 @@ JUMP = 0.05
 
 SAG = 0.02
 """rad: an arm that stands this near to its command has not been moved."""
+
+LOOK_AROUND = 10
+"""Ticks between two looks for another commander."""
 
 TARGET, STOP_BUTTON = "/vla_rl/target", "/vla_rl/stop"
 STOP, RESET, STATE = "/vla_rl/safety/stop", "/vla_rl/safety/reset", "/vla_rl/safety/state"
@@ -69,8 +73,7 @@ class SafetyLoop:
         self.command = link.publisher(
             contract.command.topic, JointTrajectory if self.trajectory else Float64MultiArray
         )
-        gripper = contract.gripper
-        self.gripper = link.publisher(gripper.topic, Float64MultiArray) if gripper else None
+        self.gripper = gripper_port(contract.gripper, link)
         self.state = link.publisher(STATE, DiagnosticStatus)
         self.diagnostics = link.publisher("/diagnostics", DiagnosticArray)
         self._lock = threading.Lock()
@@ -81,7 +84,7 @@ class SafetyLoop:
         link.trigger(RESET, self._on_reset)
         self.recent: deque[tuple[float, Setpoint]] = deque(maxlen=AHEAD)
         self.lateness: deque[float] = deque(maxlen=int(10 / self.dt))
-        self.refused = ""
+        self.refused = self.rival = ""
         self.shown: tuple[Mode, str] | None = None
         self.stopping = threading.Event()
 
@@ -106,7 +109,15 @@ class SafetyLoop:
     # ---- the loop ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Tick until ``stopping`` is set."""
+        """Tick until ``stopping`` is set.
+
+        Raises:
+            UserError: another commander, before the arm was ever commanded from here; later, one latches a stop.
+        """
+        if self.filter.started:  # run before: the arm went on along its last command and rests at its end
+            self.filter.skip(10**6)
+            self.filter.stop("begun again")
+            self.recent.clear()
         ticker = Ticker(self.link, self.dt)
         schedule, count = self.link.now(), 0
         while not self.stopping.is_set() and self.link.context.ok():
@@ -118,14 +129,25 @@ class SafetyLoop:
             schedule = now if abs(now - schedule) > JUMP else schedule + 0.02 * (now - schedule)
             setpoint = self.tick(now, schedule, missed)
             count += 1
+            if count % LOOK_AROUND == 0:
+                self._look_around()
             if (setpoint.mode, setpoint.reason) != self.shown or count % 10 == 0:
                 self._show(setpoint, ticker, count)
+
+    def _look_around(self) -> None:
+        """Two commanders are never right: the one that has not begun leaves, the one that has stops."""
+        topic = self.contract.command.topic
+        self.rival = self.link.rival(topic, own=1)
+        if self.rival and not self.filter.started:
+            self.link.alone(topic, own=1)  # the same question, and time for its name
+        elif self.rival:
+            self.filter.stop(f"{self.rival} publishes {topic} too")
 
     def tick(self, now: float, schedule: float, missed: int = 0) -> Setpoint:
         """One period: take what was asked, filter, command."""
         measured, gripper = read_joints(self.states.newest.message, self.contract.joints), None  # type: ignore[union-attr]
         age = self.states.age()
-        if missed:
+        if missed and self.filter.started:
             self.filter.skip(missed)
         with self._lock:
             asked, self._asked = list(self._asked), deque()
@@ -139,10 +161,12 @@ class SafetyLoop:
         setpoint = self.filter.tick(now, measured, age) if self.filter.started else self._resting(measured)
         # An arm that is not where we think must not be drawn there when its controller comes back; what it has got
         # from us ends at rest.
-        if self.filter.started and not self.filter.lost:
+        # Nor one that has been away: it is at rest on its last command, or starts anew somewhere else.
+        away = not 0 <= age <= self.contract.joint_states.max_age and self.filter.at_rest
+        if self.filter.started and not self.filter.lost and not away:
             self._command(setpoint, schedule)
             if gripper is not None and setpoint.mode is Mode.RUN:
-                self.gripper.publish(gripper)  # type: ignore[union-attr]
+                self.gripper.send(*gripper)  # type: ignore[union-attr]
         return setpoint
 
     def _resting(self, measured: np.ndarray) -> Setpoint:
@@ -153,6 +177,10 @@ class SafetyLoop:
         reason = ""
         if not 0 <= age <= self.contract.joint_states.max_age:
             reason = f"joint states are {1e3 * age:.0f} ms old"
+        elif self.rival:
+            reason = (
+                f"{self.rival} publishes {self.contract.command.topic} too: two commanders, stop one of them"
+            )
         elif self.filter.started and not self.filter.latched:
             reason = ""  # nothing to reset
         elif self.filter.started and self.filter.brake.seconds > 0:
@@ -169,9 +197,7 @@ class SafetyLoop:
         finished.set()
 
     def _aim(self, message: Any, now: float) -> Any:
-        """Take a target; returns the gripper's command, if it has one."""
-        from std_msgs.msg import Float64MultiArray
-
+        """Take a target; returns the gripper's position [1], if it has one."""
         if not message.points:
             self.filter.hold()
             return None
@@ -190,7 +216,7 @@ class SafetyLoop:
                 low, high = sorted((gripper.shut, gripper.open))
                 value = values[names.index(gripper.joint)]
                 if np.isfinite(value):
-                    return Float64MultiArray(data=[float(np.clip(value, low, high))])
+                    return (float(np.clip(value, low, high)),)
         return None
 
     def _command(self, setpoint: Setpoint, schedule: float) -> None:

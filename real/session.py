@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from real.safety_node import STATE, TARGET
 from vla_rl.config import build, compose
 from vla_rl.data.record import record
 from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json
+from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.runtime.progress import track
 
 
@@ -36,7 +37,7 @@ def run(overrides: list[str]) -> int:
     set_threads(config.threads)
     with contextlib.ExitStack() as stack:
         if config.launch == "auto":
-            stack.enter_context(launched(contract, out / "nodes"))
+            stack.enter_context(launched(contract, out / "nodes", config.env.get("arguments") or ()))
         env: RobotEnv = build(config.env)
         stack.callback(env.close)
         policy = policy_of(config, env)
@@ -45,14 +46,24 @@ def run(overrides: list[str]) -> int:
             stack.callback(log.close)
         try:
             summary = play(config, env, policy, out, log)
-        except RobotFault as fault:
-            print(f"stopped: {fault}")
-            print("every finished step is kept; the same command goes on")
-            return 1
+        except UserError as error:
+            if not isinstance(error, RobotFault):
+                raise
+            return _stopped(str(error))
+        except Exception as error:  # a policy's: whatever it is, the steps before it are kept
+            trace = out / "error.txt"
+            write_text(trace, traceback.format_exc())
+            return _stopped(f"{type(error).__name__}: {error} (see {trace}); the arm holds")
     write_json(out / "report.json", summary | {"robot": contract.name, "log_lost": log.lost if log else ""})
     print(f"{summary['successes']} of {summary['episodes']} episodes succeeded; {summary['frames']} steps")
     print(f"wrote {out / 'dataset'}")
     return 0
+
+
+def _stopped(why: str) -> int:
+    print(f"stopped: {why}")
+    print("every finished step is kept; the same command goes on")
+    return 1
 
 
 def play(config: Any, env: RobotEnv, policy: Any, out: Path, log: McapLog | None) -> dict[str, Any]:
@@ -101,7 +112,7 @@ def topics_of(contract: RobotContract) -> dict[str, type]:
         STATE: DiagnosticStatus,
         "/diagnostics": DiagnosticArray,
     }
-    if contract.gripper is not None:
+    if contract.gripper is not None and contract.gripper.kind == "topic":
         topics[contract.gripper.topic] = Float64MultiArray
     for camera in contract.cameras.values():
         topics[camera.topic] = CompressedImage if camera.kind == "compressed" else Image

@@ -31,11 +31,17 @@ class ArmWorld:
         home: [7] joint positions to begin from, rad.
         cameras: ``agentview``, ``frontview``, ``robot0_eye_in_hand`` ...
         image_size: height and width in pixels.
+        speed: [7] rad/s that the drives do not exceed of their own accord, catching up after a contact; None = any.
     """
 
     def __init__(
-        self, home: Sequence[float], cameras: Sequence[str] = ("agentview",), image_size: int = 96
+        self,
+        home: Sequence[float],
+        cameras: Sequence[str] = ("agentview",),
+        image_size: int = 96,
+        speed: Sequence[float] | None = None,
     ) -> None:
+        self.speed = np.full(7, np.inf) if speed is None else np.array(speed)
         importlib.import_module("sim.rendering").setup_mujoco()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         import mujoco
@@ -89,13 +95,31 @@ class ArmWorld:
             position, velocity, acceleration = reference((k + 1) * self.timestep)
             mujoco.mj_step1(model, data)
             mujoco.mj_fullM(model, self.mass, data.qM)
-            error, rate = position - data.qpos[self.qpos], velocity - data.qvel[self.qvel]
-            wanted = acceleration + BANDWIDTH**2 * error + 2 * BANDWIDTH * rate
+            # A position loop around a velocity loop, as drives have it: where nothing saturates, critically damped.
+            error = position - data.qpos[self.qpos]
+            speed = np.clip(velocity + BANDWIDTH / 2 * error, -self.speed, self.speed)
+            wanted = acceleration + 2 * BANDWIDTH * (speed - data.qvel[self.qvel])
             inertia = self.mass[np.ix_(self.qvel, self.qvel)]
             torque = inertia @ wanted + data.qfrc_bias[self.qvel]
             data.ctrl[:7] = np.clip(torque, -self.torque, self.torque)
             mujoco.mj_step2(model, data)
         mujoco.mj_forward(model, data)
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Everything that physics goes on from."""
+        mujoco, kind = self._mujoco, self._mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, physics, kind)
+        return {"physics": physics, "scene": np.array([self.finger_target, self.lying])}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what ``save`` gave."""
+        mujoco, kind = self._mujoco, self._mujoco.mjtState.mjSTATE_INTEGRATION
+        self.finger_target, self.lying = (float(value) for value in state["scene"])
+        physics = np.array(state["physics"], np.float64)
+        mujoco.mj_setState(self.model, self.data, physics, kind)
+        mujoco.mj_forward(self.model, self.data)
+        mujoco.mj_setState(self.model, self.data, physics, kind)  # forward may have moved the warm start
 
     @property
     def joints(self) -> np.ndarray:

@@ -30,6 +30,9 @@ class SimEnv(Protocol):
         """
         ...
 
+    # Optional, both or neither: ``save_state() -> dict[str, np.ndarray]``, and ``restore(state)``, which begins an
+    # episode at that very moment and returns what ``reset`` does (``vla_rl.environment.StartState``).
+
     def look(self) -> dict[str, np.ndarray]:
         """Render now: camera feature key -> uint8 [3, H, W] (C-contiguous)."""
         ...

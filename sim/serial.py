@@ -13,7 +13,16 @@ from torch import Tensor
 
 from sim.base import SimEnv
 from sim.shared_memory import Block, Layout
-from vla_rl.environment import EnvSpec, Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
+from vla_rl.environment import (
+    EnvSpec,
+    Observation,
+    StartState,
+    VlaVectorEnv,
+    checked_action,
+    row_mask,
+    row_seeds,
+    row_starts,
+)
 from vla_rl.errors import UserError
 
 Step = tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]
@@ -46,6 +55,11 @@ def merge_specs(specs: Sequence[EnvSpec]) -> EnvSpec:
     tasks = tuple(dict.fromkeys(t for s in specs for t in s.tasks))
     limit = max(s.max_episode_steps for s in specs)
     return replace(first, id="+".join(unique), tasks=tasks, max_episode_steps=limit)
+
+
+def begin(env: SimEnv, seed: int | None, start: StartState | None) -> tuple[dict[str, np.ndarray], str]:
+    """An episode of ``seed``, or one from a saved state."""
+    return env.reset(seed) if start is None else env.restore(start)  # type: ignore[attr-defined]
 
 
 class BatchedEnv(VlaVectorEnv):
@@ -118,13 +132,15 @@ class SerialVectorEnv(BatchedEnv):
         spec = merge_specs([e.spec for e in self.envs])
         self.block = Block(Layout.of(spec, len(rows)))
         self._set_up(rows, spec)
+        self.start_states = hasattr(factory, "save_state")
 
     def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
         """See ``VlaVectorEnv``."""
         self._check_open()
         seeds, mask = row_seeds(seed, self.num_envs), row_mask(options, self.num_envs)
-        for row in np.flatnonzero(mask):
-            observation, self._tasks[row] = self.envs[row].reset(seeds[row])
+        starts = row_starts(options, self)
+        for row in np.flatnonzero(mask).tolist():
+            observation, self._tasks[row] = begin(self.envs[row], seeds[row], starts.get(row))
             self.block.write_observation(row, observation)
         self._finished[mask] = False
         return self._observation(), {}
@@ -142,6 +158,12 @@ class SerialVectorEnv(BatchedEnv):
         for row in rows:
             self.block.write_images(row, self.envs[row].look())
         return self._images(rows)
+
+    def save_states(self, rows: Sequence[int]) -> list[StartState | None]:
+        """See ``VlaVectorEnv``."""
+        if not self.start_states:
+            return super().save_states(rows)
+        return [self.envs[row].save_state() for row in self._rows(rows)]  # type: ignore[attr-defined]
 
     def close(self, **_: Any) -> None:
         """Free the simulators; safe to call twice."""

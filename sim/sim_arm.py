@@ -15,6 +15,7 @@ from real.contract import load_contract
 from real.embodiment import Commander, action_names, state_names, state_vector
 from real.kinematics import ArmModel
 from real.safety import AHEAD, SafetyFilter
+from sim.arm_state import capture, put_back
 from sim.arm_world import ArmWorld
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -51,7 +52,7 @@ class SimArmEnv:
         self.model = ArmModel(self.contract)
         self.safety = SafetyFilter(self.contract, self.model, AHEAD / self.contract.command.rate_hz)
         self.commander = Commander(self.contract, self.model)
-        self.world = ArmWorld(self.contract.home, names, image_size)
+        self.world = ArmWorld(self.contract.home, names, image_size, self.contract.limits.velocity)
         self.ticks = round(self.contract.command.rate_hz / self.contract.control.rate_hz)
         self.instruction = self.contract.tasks[0]
         actions = action_names(self.contract)
@@ -99,6 +100,16 @@ class SimArmEnv:
         success = world.success
         truncated = self.steps >= self.spec.max_episode_steps and not success
         return self._observe(), float(success), success, truncated, success
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """This moment, physics and control stack alike; see ``restore``."""
+        return capture(self)
+
+    def restore(self, state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+        """Begin an episode at a saved moment; the same actions then do, bit for bit, what they would have done."""
+        put_back(self, state)
+        self.steps = 0
+        return self._observe(), self.instruction
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the cameras now."""

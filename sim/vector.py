@@ -19,7 +19,7 @@ from torch import Tensor
 from sim.serial import BatchedEnv, SerialVectorEnv, Step, load_adapter, merge_specs
 from sim.shared_memory import Block, Layout
 from sim.worker import Worker, WorkerLost
-from vla_rl.environment import Observation, VlaVectorEnv, row_mask, row_seeds
+from vla_rl.environment import Observation, StartState, VlaVectorEnv, row_mask, row_seeds, row_starts
 from vla_rl.errors import UserError
 
 log = logging.getLogger("vla_rl.sim")
@@ -98,6 +98,7 @@ class ProcessVectorEnv(BatchedEnv):
             blocks.append(self.block)
             self._lost = np.zeros(len(rows), dtype=bool)
             self._set_up(rows, spec)
+            self.start_states = hasattr(load_adapter(adapter), "save_state")
             for worker in self.workers:
                 self._attach(worker)
         except WorkerLost as error:
@@ -111,9 +112,9 @@ class ProcessVectorEnv(BatchedEnv):
         """See ``VlaVectorEnv``."""
         self._check_open()
         seeds, mask = row_seeds(seed, self.num_envs), row_mask(options, self.num_envs)
-        left = mask.copy()
+        left, starts = mask.copy(), row_starts(options, self)
         while left.any():  # rows whose worker dies are begun again in the new one
-            wanted = {w: [(r, seeds[r]) for r in w.rows if left[r]] for w in self.workers}
+            wanted = {w: [(r, seeds[r], starts.get(r)) for r in w.rows if left[r]] for w in self.workers}
             died = self._tell("reset", wanted)
             left &= died
         self._finished[mask] = False
@@ -159,6 +160,15 @@ class ProcessVectorEnv(BatchedEnv):
                 array[died] = before[key][died]
         return self._images(rows)
 
+    def save_states(self, rows: Sequence[int]) -> list[StartState | None]:
+        """See ``VlaVectorEnv``."""
+        if not self.start_states:
+            return super().save_states(rows)
+        rows = self._rows(rows)
+        wanted = {r for r in rows if not self._lost[r]}
+        self._tell("save", {w: [r for r in w.rows if r in wanted] for w in self.workers})
+        return [self._saved.get(row) for row in rows]
+
     def close(self, **_: Any) -> None:
         """Stop the workers; safe to call twice."""
         self.closed = True
@@ -186,6 +196,7 @@ class ProcessVectorEnv(BatchedEnv):
     def _receive(self, command: str, busy: list[Worker]) -> np.ndarray:
         died = np.zeros(self.num_envs, dtype=bool)
         errors: list[Exception] = []
+        self._saved: dict[int, StartState] = {}
         for worker in busy:
             try:
                 answer = worker.receive()
@@ -199,6 +210,8 @@ class ProcessVectorEnv(BatchedEnv):
             if command == "reset":
                 for row, task in answer.items():
                     self._tasks[row] = task
+            elif command == "save":
+                self._saved |= answer
         if errors:
             raise errors[0]
         return died

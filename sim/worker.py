@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from sim.base import SimEnv
-from sim.serial import load_adapter
+from sim.serial import begin, load_adapter
 from sim.shared_memory import Block
 from vla_rl.errors import UserError
 
@@ -79,9 +79,11 @@ def _obey(command: str, payload: Any, envs: list[SimEnv], first: int, block: Blo
         for row in payload:
             block.write_images(row, envs[row - first].look())
         return None
+    if command == "save":
+        return {row: envs[row - first].save_state() for row in payload}  # type: ignore[attr-defined]
     tasks: dict[int, str] = {}
-    for row, seed in payload:
-        observation, tasks[row] = envs[row - first].reset(seed)
+    for row, seed, start in payload:
+        observation, tasks[row] = begin(envs[row - first], seed, start)
         block.write_observation(row, observation)
     return tasks
 

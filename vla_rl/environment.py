@@ -21,6 +21,10 @@ from vla_rl.errors import UserError
 Observation = dict[str, Any]
 """Key -> [B, ...] tensor, and ``task`` -> list of B strings. See ``vla_rl.keys``."""
 
+StartState = dict[str, Any]
+"""Name -> numpy array: a moment of one row, which only its own kind of environment can read. A robot's may have pictures
+(``observation.images.*``: uint8 [3, H, W]); whoever hands it back may add ``picture``, the path of a file that shows them."""
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -64,8 +68,13 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     - ``reset(seed, options)``: ``seed`` is None, one int (row i gets seed + i) or B ints; an episode is a
       function of its seed alone. ``options={"reset_mask": bool [B]}`` resets only those rows (others keep
       going and their observation is returned unchanged); ``seed`` then still has B entries.
+      ``options={"start": {row: StartState}}``, where ``start_states`` says so: those of the rows that are reset begin at
+      a moment that ``save_states`` gave, with all of the time limit before them; their seed is ignored.
     - ``step(action [B, A])`` -> ``(observation, reward [B] float32, terminated [B] bool, truncated [B] bool,
-      info)``, all torch; ``info["success"]`` [B] bool: success at this step. Autoreset mode is gymnasium's
+      info)``, all torch; ``info["success"]`` [B] bool: success at this step; ``info["discarded"]`` [B] bool, where there is
+      somebody to say so: the episode ends and does not count; ``info["rewound"]`` [B] int64, where there is a person to
+      ask for it: the last so many steps, this one included, have been undone (see ``docs/human_in_the_loop.md``).
+      Autoreset mode is gymnasium's
       ``DISABLED``: the observation returned with a done flag *is* the final observation, ``look`` still shows
       it, and the row must be reset before it is stepped again (stepping a finished row raises RuntimeError).
       ``step(action, rows=...)`` is not offered: finished rows are reset first.
@@ -75,6 +84,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}
     env_spec: EnvSpec
     num_envs: int
+    start_states = False
+    """Whether ``save_states`` and ``options["start"]`` are offered."""
 
     def reset(  # type: ignore[override]
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -92,6 +103,14 @@ class VlaVectorEnv(gym.vector.VectorEnv):
             camera feature key -> [k, 3, H, W] uint8.
         """
         raise NotImplementedError
+
+    def save_states(self, rows: Sequence[int]) -> list[StartState | None]:
+        """The present moment of each of ``rows``, to begin from later; None for a row that is lost.
+
+        Raises:
+            UserError: not offered.
+        """
+        raise UserError(f"{self.env_spec.id} cannot begin from saved states")
 
     def step_async(self, action: Any) -> None:  # type: ignore[override]
         """Begin ``step``, so that the caller can work until ``step_wait``; nothing may be asked in between.
@@ -167,3 +186,15 @@ def checked_action(action: Any, spec: EnvSpec, num_envs: int) -> Tensor:
         rows = (~torch.isfinite(action).all(dim=1)).nonzero().flatten().tolist()
         raise NonFiniteError(f"action of environment rows {rows} is not finite")
     return action
+
+
+def row_starts(options: dict[str, Any] | None, env: VlaVectorEnv) -> dict[int, StartState]:
+    """The rows that ``options`` asks to begin from a saved state.
+
+    Raises:
+        UserError: the environment offers none.
+    """
+    starts = (options or {}).get("start") or {}
+    if starts and not env.start_states:
+        raise UserError(f"{env.env_spec.id} cannot begin from saved states")
+    return {int(row): state for row, state in starts.items()}

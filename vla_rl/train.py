@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from vla_rl.config import build, resolve_path
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
+from vla_rl.learner.remote import RemoteLearner
 from vla_rl.policies.intervened import Intervened
 from vla_rl.policies.load import load_base, load_teleoperator
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.rollout.evaluate import Evaluation, evaluate
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
+from vla_rl.schedule import Schedule, Stage
 
 WINDOW = 100
 """Episodes in the moving training success."""
@@ -39,6 +42,27 @@ def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
     candidates = int(config.algorithm.get("candidates", 1) or 1)
     base = load_base(config.policy, candidates=candidates)
     return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
+
+
+def in_own_process(algorithm: Any, config: Any, env: VlaVectorEnv, run: RunFolder) -> RemoteLearner:
+    """``algorithm`` with its learner in a process of its own (``run.learner=process``)."""
+
+    def newest() -> Path | None:
+        checkpoint = run.latest_checkpoint()
+        return checkpoint / "algorithm" if checkpoint else None
+
+    settings = OmegaConf.to_container(config.algorithm, resolve=True)
+    assert isinstance(settings, dict)
+    return RemoteLearner(
+        algorithm,
+        settings,  # type: ignore[arg-type]
+        env.env_spec,
+        env.num_envs,
+        run.path / "journal",
+        newest,
+        seed=int(config.run.seed),
+        threads=config.run.threads or 1,
+    )
 
 
 @dataclass
@@ -60,7 +84,8 @@ class Trainer:
     """One run.
 
     Args:
-        config: composed configuration (``env``, ``policy``, ``algorithm``, ``demonstrations``, ``run``).
+        config: composed configuration (``env``, ``policy``, ``algorithm``, ``demonstrations``, ``teleop``, ``schedule``,
+            ``run``).
         run: its folder.
         env: the batch of environments, also used for evaluation (between episodes).
         on_progress: called after every vector step with the ``Progress`` and the newest metrics.
@@ -76,10 +101,16 @@ class Trainer:
         self.config, self.run, self.env, self.on_progress = config, run, env, on_progress
         seed_everything(int(config.run.seed))
         self.algorithm = build_algorithm(config, env)
+        learner = config.run.get("learner", "inline")
+        if learner not in ("inline", "process"):
+            raise UserError(f"run.learner={learner}: choose from inline, process")
+        if learner == "process":
+            self.algorithm = in_own_process(self.algorithm, config, env, run)
         self.progress = Progress()
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         first = TRAIN_SEEDS * (1 + int(config.run.seed))
         operator = load_teleoperator(config.get("teleop"), env)
+        self.schedule = Schedule(config, env, self.algorithm, operator, run.path)
         policy = self.algorithm.policy
         self.watched = operator is not None
         self._logged = (0, 0)
@@ -89,6 +120,7 @@ class Trainer:
             lambda episode, row: first + episode,
             sink=self._observe if self.watched else self.algorithm.observe,
             on_episode=self._episode,
+            starts=self.schedule if self.schedule.stages else None,
         )
         self.metrics: dict[str, float] = {}
 
@@ -100,8 +132,15 @@ class Trainer:
         if episode.interrupted:
             return
         self.progress.episodes += 1
+        if episode.returned:  # harder than the task itself: not its success
+            return
         self.recent.append(episode.success)
         self.progress.recent = list(self.recent)
+
+    def close(self) -> None:
+        """End the learner's process, if it has one."""
+        if isinstance(self.algorithm, RemoteLearner):
+            self.algorithm.close()
 
     # ---- parts ------------------------------------------------------------------------------------------
 
@@ -124,6 +163,9 @@ class Trainer:
         """Collect and update until ``run.steps`` (or ``run.minutes``) is reached; checkpoints on the way."""
         run, progress = self.config.run, self.progress
         began, before = time.monotonic(), progress.seconds
+        if isinstance(self.algorithm, RemoteLearner):
+            self.checkpoint()  # demonstrations and what a journal gave back
+        self._stages(playing=False)
         self.collector.begin()
         next_log = progress.steps + run.log_every
         next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
@@ -134,6 +176,8 @@ class Trainer:
             progress.seconds = before + time.monotonic() - began
             if self.on_progress is not None:
                 self.on_progress(progress, self.metrics)
+            if progress.steps < run.steps:
+                self._stages(playing=True)
             if progress.steps >= next_log:
                 next_log += run.log_every
                 self._log()
@@ -154,7 +198,36 @@ class Trainer:
                 self.collector.begin()
         else:
             self.collector.cut()
+            if isinstance(self.algorithm, RemoteLearner):
+                self.algorithm.settle()
             self.checkpoint()
+
+    def _stages(self, *, playing: bool) -> None:
+        """Begin the stages whose time has come; those of updates are gone through here and now."""
+        steps, seconds = self.progress.steps, self.progress.seconds
+        began, waited = time.monotonic(), False
+        while (stage := self.schedule.offline(steps)) is not None:
+            if playing and not waited:
+                self.collector.cut()
+            waited = True
+            self.run.log(steps, seconds=seconds + time.monotonic() - began, stage=stage.name)
+            values = self._replay(stage)
+            self.run.log(steps, seconds=seconds + time.monotonic() - began, stage=stage.name, **values)
+        if self.schedule.apply(steps):
+            self.run.log(steps, seconds=seconds + time.monotonic() - began, **self.schedule.metrics())
+        if playing and waited:
+            self.collector.begin()
+
+    def _replay(self, stage: Stage) -> dict[str, float]:
+        """The learner's updates on the demonstrations alone; its metrics, averaged over the newest hundred."""
+        assert stage.updates is not None
+        newest: deque[dict[str, torch.Tensor]] = deque(maxlen=100)
+        for done in range(stage.updates):
+            newest.append(self.algorithm.update_offline())
+            if self.on_progress is not None and done % 50 == 0:
+                self.on_progress(self.progress, self.metrics)
+        self.schedule.replayed += 1
+        return {name: float(torch.stack([row[name] for row in newest]).mean()) for name in newest[0]}
 
     def _update(self) -> None:
         due = self.algorithm.updates_due()
@@ -174,6 +247,7 @@ class Trainer:
             steps, taken = self._logged
             values["intervention"] = (progress.interventions - taken) / max(1, progress.steps - steps)
             self._logged = progress.steps, progress.interventions
+        values |= self.schedule.metrics()
         self.run.log(progress.steps, **values)
 
     def _evaluate_midway(self) -> None:
@@ -188,6 +262,8 @@ class Trainer:
 
         def write(folder: Path) -> None:
             self.algorithm.save(folder / "algorithm")
+            if self.schedule.stages:
+                self.schedule.save(folder)
             state = {
                 "progress": self.progress.__dict__,
                 "episodes_started": self.collector.episodes_started,
@@ -207,8 +283,25 @@ class Trainer:
         self._logged = self.progress.steps, self.progress.interventions
         self.recent.extend(self.progress.recent)
         self.collector.episodes_started = state["episodes_started"]
+        if self.schedule.stages:
+            self.schedule.load(checkpoint)
         self.run.truncate_metrics(self.progress.steps)
         set_rng_state(state["rng"])
+        if isinstance(self.algorithm, RemoteLearner):
+            self._recount(self.algorithm.recovered)
+
+    def _recount(self, recovered: list[tuple[TensorDict, torch.Tensor]]) -> None:
+        """Steps and episodes after the checkpoint, which a journal gave back."""
+        self.progress.steps = self.algorithm.steps
+        for frames, _ in recovered:
+            self.progress.interventions += int((frames["intervention"] & ~frames["final"]).sum())
+            self.recent.extend([True] * int((frames["terminated"] & (frames["reward"] > 0)).sum()))
+            self.progress.episodes += int((frames["terminated"] | frames["truncated"]).sum())
+            self.recent.extend([False] * int((frames["truncated"] & ~frames["terminated"]).sum()))
+        # Those in flight were begun too, and are not played again.
+        self.collector.episodes_started += self.env.num_envs if recovered else 0
+        self.collector.episodes_started += sum(int(f["final"].sum()) for f, _ in recovered)
+        self.progress.recent = list(self.recent)
 
 
 def open_run(config: Any, resume: str | None, yaml: str) -> tuple[RunFolder, Path | None]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from real.robot_env import RobotEnv
+from real.teleop.buttons import Buttons
 from vla_rl.errors import UserError
 from vla_rl.keys import STATE
 from vla_rl.policies.base import Observation
 
-OUTCOMES = ("success", "failure")
 OPEN = 0.9
 """Share of the way open at which a gripper counts as open when somebody takes over; else it stays shut."""
 
@@ -36,7 +34,10 @@ class Joy:
         shut: index of the button that shuts it.
         success: index of the button that ends the episode as a success; None = none.
         failure: index of the button that ends it as a failure; None = none.
+        discard: index of the button that throws it away (a recording plays it again); None = none.
+        rewind: index of the button that takes the arm back along its path; None = none.
         stop: index of the button that stops the arm until it is reset; None = none.
+        rewind_seconds: how far back.
         speed: action of an axis pushed all the way, 0 ... 1.
         deadzone: share of an axis around its middle that counts as rest.
         max_age: seconds after which a message is stale (joy_node repeats at 20 Hz: ``autorepeat_rate``).
@@ -58,13 +59,14 @@ class Joy:
         shut: int,
         success: int | None = None,
         failure: int | None = None,
+        discard: int | None = None,
+        rewind: int | None = None,
         stop: int | None = None,
+        rewind_seconds: float = 2.0,
         speed: float = 1.0,
         deadzone: float = 0.08,
         max_age: float = 0.3,
     ) -> None:
-        from sensor_msgs.msg import Joy as Message
-
         gripper = env.contract.gripper
         moved = env.env_spec.action_dim - (gripper is not None)
         if len(axes) != moved:
@@ -72,53 +74,13 @@ class Joy:
             raise UserError(
                 f"teleop.axes has {len(axes)} entries, {env.contract.name} needs {moved} ({names}); 0 = none"
             )
-        buttons = {
-            "deadman": deadman,
-            "open": open,
-            "shut": shut,
-            "success": success,
-            "failure": failure,
-            "stop": stop,
-        }
-        used: dict[int, str] = {}
-        for name, index in buttons.items():
-            if index is not None and index in used:
-                raise UserError(f"teleop.{name} and teleop.{used[index]} are both button {index}")
-            if index is not None:
-                used[index] = name
         if not 0 < speed <= 1:
             raise UserError(f"teleop.speed={speed} must lie in (0, 1]")
-        self.buttons = {name: index for name, index in buttons.items() if index is not None}
-        self.env, self.axes, self.speed, self.deadzone, self.max_age = (
-            env,
-            list(axes),
-            speed,
-            deadzone,
-            max_age,
-        )
-        self._lock = threading.Lock()
-        self._outcome, self._held = "", False
-        self._before: set[str] = set()
-        self.heard = env.link.listen(topic, Message, self._hear)
-        env.outcome = self.outcome
-        self.grip = 1.0
-
-    def _hear(self, message: Any) -> None:
-        """Edges of buttons, in the executor's thread: a short press is never missed."""
-        pressed = {n for n, i in self.buttons.items() if i < len(message.buttons) and message.buttons[i]}
-        with self._lock:
-            fresh, self._before = pressed - self._before, pressed
-            for name in OUTCOMES:
-                if name in fresh:
-                    self._outcome = name
-        if "stop" in fresh:
-            self.env.stop()
-
-    def outcome(self) -> str:
-        """``success`` or ``failure`` if its button was pressed since the last call, else an empty string."""
-        with self._lock:
-            outcome, self._outcome = self._outcome, ""
-            return outcome
+        buttons = {"deadman": deadman, "open": open, "shut": shut, "success": success, "failure": failure}
+        buttons |= {"discard": discard, "rewind": rewind, "stop": stop}
+        self.buttons = Buttons(env, topic, buttons, max_age, rewind_seconds)
+        self.env, self.axes, self.speed, self.deadzone = env, list(axes), speed, deadzone
+        self.heard, self.grip = self.buttons.heard, 1.0
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """The device has no state of its own."""
@@ -128,24 +90,19 @@ class Joy:
 
     def command(self, observation: Observation, state: TensorDict) -> tuple[Tensor, Tensor, TensorDict]:
         """See ``Teleoperator``."""
-        newest, dim = self.heard.newest, self.env.env_spec.action_dim
-        fresh = newest is not None and 0 <= self.heard.age() <= self.max_age
-        with self._lock:
-            pressed = set(self._before)
-        holding = fresh and "deadman" in pressed
-        silent = self._held and not fresh  # gone while it was steering: still, and not the policy's turn
-        if holding and not self._held:
-            self.grip = self._grip(observation)
-        self._held = holding or silent
-        action = torch.zeros(1, dim)
+        holding, taken, begun = self.buttons.engaged()
+        if begun:
+            self.grip = gripper_now(self.env, observation)
+        action = torch.zeros(1, self.env.env_spec.action_dim)
         if holding:
-            assert newest is not None
+            assert self.heard.newest is not None
+            pressed = self.buttons.pressed()
             self.grip = 1.0 if "open" in pressed else -1.0 if "shut" in pressed else self.grip
-            values = [self._axis(list(newest.message.axes), axis) for axis in self.axes]
+            values = [self._axis(list(self.heard.newest.message.axes), axis) for axis in self.axes]
             action[0, : len(values)] = torch.tensor(values)
         if self.env.contract.gripper is not None:
             action[0, -1] = self.grip
-        return action, torch.tensor([self._held]), state
+        return action, torch.tensor([taken]), state
 
     def _axis(self, values: list[float], axis: int) -> float:
         if axis == 0 or abs(axis) > len(values):
@@ -154,9 +111,11 @@ class Joy:
         size = max(0.0, abs(value) - self.deadzone) / (1 - self.deadzone)
         return self.speed * min(1.0, size) * (1 if value > 0 else -1)
 
-    def _grip(self, observation: Observation) -> float:
-        gripper = self.env.contract.gripper
-        if gripper is None:
-            return 0.0
-        position = float(observation[STATE][0, -1])
-        return 1.0 if (position - gripper.shut) / (gripper.open - gripper.shut) > OPEN else -1.0
+
+def gripper_now(env: RobotEnv, observation: Observation) -> float:
+    """1.0 where the gripper is open, -1.0 where it is not (it holds something, or is shut); 0.0 without one."""
+    gripper = env.contract.gripper
+    if gripper is None:
+        return 0.0
+    position = float(observation[STATE][0, -1])
+    return 1.0 if (position - gripper.shut) / (gripper.open - gripper.shut) > OPEN else -1.0

@@ -86,3 +86,27 @@ def test_filtered_cloning_resumes(tmp_path):
         algorithm.update()
     for a, b in zip(one.actor.parameters(), two.actor.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_filtered_cloning_leaves_out_undone_steps_and_replays_demonstrations_alone():
+    torch.manual_seed(0)
+    algorithm = filtered_bc(base=BiasedBase(), env_spec=SPEC, num_envs=1, **(COMMON | {"warmup_steps": 4}))
+    loop, kept = Loop(PointMass(1, 0), algorithm.policy), []
+
+    def observe(frames, rows):
+        if len(kept) == 5:  # the sixth step undoes three
+            frames["forget"] = torch.tensor([3])
+        kept.append(frames)
+        algorithm.observe(frames, rows)
+
+    loop.sink = observe
+    for _ in range(8):
+        loop.step()
+    assert len(algorithm.pending[0]) == 5
+    algorithm.pending.clear()
+    whole = torch.cat([frame.exclude("forget") for frame in kept])
+    whole["final"][-1] = True
+    algorithm.add_demonstrations(whole)
+    before = algorithm.updates_due(1000)
+    assert algorithm.update_offline()["actor_loss"] > 0
+    assert (algorithm.updates_due(1000), algorithm.offline) == (before, 1)

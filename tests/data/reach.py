@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action, row_mask, row_seeds
+from vla_rl.environment import EnvSpec, VlaVectorEnv, checked_action, row_mask, row_seeds, row_starts
 from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.base import PolicySpec
 
@@ -71,6 +71,49 @@ class Reach(VlaVectorEnv):
                 y, x = ((place.clamp(-1, 1) + 1) * 13).long().tolist()
                 images[i, :, y : y + 5, x : x + 5] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
         return {CAMERA: images}
+
+
+class Savable(Reach):
+    """``Reach`` that begins from saved states."""
+
+    start_states = True
+
+    def save_states(self, rows):
+        pictures = self.look(rows)[CAMERA].numpy()
+        return [
+            {"position": self.position[r].numpy().copy(), "goal": self.goal[r].numpy().copy(), CAMERA: pictures[i]}
+            for i, r in enumerate(rows)
+        ]  # fmt: skip
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        for row, state in row_starts(options, self).items():
+            self.position[row], self.goal[row] = torch.tensor(state["position"]), torch.tensor(state["goal"])
+        return observation, info
+
+
+class Rewound(Reach):
+    """One row; a person rewinds ``count`` steps in step ``at`` of the first episode."""
+
+    def __init__(self, at: int, count: int, steps: int = 25) -> None:
+        super().__init__(1, steps)
+        self.at, self.count = at, count
+        self.path: list[Tensor] = []
+
+    def reset(self, *, seed=None, options=None):
+        self.path = []
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions):
+        self.path.append(self.position[0].clone())
+        *result, info = super().step(actions)
+        now = len(self.path) == self.at and not bool(self.over)
+        if now:
+            self.position[0] = self.path[-self.count]
+            del self.path[-self.count :]
+            self.steps -= self.count
+            self.at = -1
+        return *result, info | {"rewound": torch.tensor([self.count if now else 0])}
 
 
 class Walk:

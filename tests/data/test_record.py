@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reach import CAMERA, Reach, Walk
+from reach import CAMERA, Reach, Rewound, Walk
 
 from vla_rl.data.build import MARKER
 from vla_rl.data.dataset import load_episodes
@@ -413,6 +413,25 @@ def test_a_dead_simulator_process_is_played_again(recorded: Path, tmp_path: Path
     same(recorded, tmp_path / "x")
 
 
+def test_a_discarded_episode_is_played_again_as_often_as_it_takes(recorded: Path, tmp_path: Path) -> None:
+    class Discarded(Reach):
+        """A person throws an episode away, four times."""
+
+        count = 0
+
+        def step(self, actions):
+            observation, reward, terminated, truncated, info = super().step(actions)
+            self.count += 1
+            discarded = torch.zeros(self.num_envs, dtype=torch.bool)
+            if self.count in (3, 6, 9, 12):
+                discarded[1] = truncated[1] = self.over[1] = True
+                info["success"][1] = terminated[1] = False
+            return observation, reward, terminated, truncated, info | {"discarded": discarded}
+
+    record(Discarded(3), Walk(), 7, tmp_path / "x", seed=5, journal=True)
+    same(recorded, tmp_path / "x")
+
+
 def test_damaged_files_are_named(recorded: Path, tmp_path: Path) -> None:
     for file, match in (
         ("data/chunk-000/file-000.parquet", r"file-000.parquet cannot be read"),
@@ -477,3 +496,38 @@ def test_metaworld_replays_to_the_same_success(tmp_path: Path) -> None:
     finally:
         env.close()
         other.close()
+
+
+def test_undone_steps_are_not_in_the_data(tmp_path: Path) -> None:
+    """Of a way that takes more than ten steps, four are undone and gone again."""
+    seed = next(
+        s for s in range(99) if record(Reach(1), Walk(0.05), 1, tmp_path / f"{s}", seed=s)["frames"] > 10
+    )
+    straight = load_episodes(tmp_path / f"{seed}")[0]
+    record(Rewound(at=8, count=4), Walk(0.05), 1, tmp_path / "undone", seed=seed)
+    undone = load_episodes(tmp_path / "undone")[0]
+    assert undone.length == straight.length
+    for key in (STATE, ACTION):  # 4 steps stay of the first 8, and the way goes on from where they ended
+        assert torch.allclose(undone.data[key], straight.data[key], atol=1e-6)
+
+
+def test_undone_steps_stay_undone_after_a_crash(tmp_path: Path) -> None:
+    class Crash(Rewound):
+        """Dies two steps after the rewind."""
+
+        def step(self, actions):
+            if self.at < 0 and len(self.path) == 6:
+                raise RuntimeError("power cut")
+            return super().step(actions)
+
+    out = tmp_path / "cut"
+    settings = {"seed": 5, "journal": True}
+    with pytest.raises(RuntimeError, match="power cut"):
+        record(Crash(at=8, count=4), Walk(0.02), 2, out, **settings)
+    record(Reach(1), Walk(0.02), 2, out, **settings)
+    kept, whole = load_episodes(out)[0], Reach(1)
+    position = whole.reset(seed=[5])[0][STATE][0].clone()
+    assert kept.length == 5 and kept.data["next.truncated"][-1]  # 8 - 4 + 2, the last one closes it
+    for t in range(kept.length):
+        assert torch.allclose(kept.data[STATE][t], position, atol=1e-6)
+        position += kept.data[ACTION][t]

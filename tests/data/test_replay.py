@@ -255,3 +255,47 @@ def test_bad_files_are_user_errors(tmp_path) -> None:
         ReplayBuffer(3, 2)
     with pytest.raises(UserError, match="do not fit"):
         ReplayBuffer(4, 2).append(frames([0, 1, 2]), torch.zeros(3, dtype=torch.long))
+
+
+def test_undone_steps_are_never_sampled_and_close_what_came_before():
+    """Rows of 8 frames: the newest three of row 0 are undone, then the episode goes on."""
+    buffer = ReplayBuffer(32, 2)
+
+    def frame(value, **flags):
+        one = {
+            name: torch.zeros(1, dtype=torch.bool)
+            for name in ("terminated", "truncated", "final", "intervention")
+        }
+        one |= {name: torch.ones(1, dtype=torch.bool) for name in flags}
+        number = torch.tensor([[float(value)]])
+        parts = {
+            "observation": TensorDict({"x": number}, [1]),
+            "base_action": number[:, None],
+            "action": number,
+        }
+        return TensorDict(parts | {"reward": torch.zeros(1)} | one, [1])
+
+    row = torch.zeros(1, dtype=torch.long)
+    for value in range(8):
+        buffer.append(frame(value), row)
+        buffer.append(frame(100 + value), row + 1)
+    buffer.forget(torch.tensor([0, 1]), torch.tensor([3, 0]))
+    for value in range(20, 24):
+        buffer.append(frame(value), row)
+    batch = buffer.sample(400, 3, 0.9, torch.Generator().manual_seed(0))
+    seen = batch["observation", "x"].flatten()
+    assert set(seen.tolist()) == {*range(5), *range(20, 23), *range(100, 107)}
+    follows = dict(zip(seen.tolist(), batch["next_observation", "x"].flatten().tolist(), strict=True))
+    assert [follows[x] for x in (1, 2, 3, 4)] == [
+        4,
+        5,
+        5,
+        5,
+    ]  # 5: where the arm was when the undone steps began
+    assert [follows[x] for x in (20, 22)] == [23, 23]
+    assert batch["discount"][seen == 4].unique().item() == pytest.approx(0.9)
+    buffer.forget(row, torch.tensor([99]))  # no more than the episode in flight
+    assert set(buffer.sample(200, 1, 0.9)["observation", "x"].flatten().tolist()) == {
+        *range(5),
+        *range(100, 107),
+    }

@@ -18,7 +18,7 @@ from vla_rl.policies.base import PolicySpec
 from vla_rl.policies.intervened import Intervened
 from vla_rl.policies.open_loop import OpenLoop
 
-BUTTONS = {"deadman": 4, "open": 0, "shut": 1, "success": 3, "failure": 2, "stop": 6}
+BUTTONS = {"deadman": 4, "open": 0, "shut": 1, "success": 3, "failure": 2, "discard": 7, "stop": 6}
 SETTINGS = BUTTONS | {"axes": [1, -2, 3]}
 
 
@@ -126,6 +126,15 @@ def test_a_button_ends_the_episode(env, pad, joy, outcome):
     assert (
         len(drive(env, Intervened(Up(env), joy), pad, [((), REST)] * 3)) == 3
     )  # and says nothing about the next one
+
+
+def test_a_button_throws_the_episode_away(env, pad, joy):
+    steps = drive(
+        env, Intervened(Up(env), joy), pad, [((), REST)] * 3 + [(("discard",), REST)] + [((), REST)] * 4
+    )
+    _, terminated, truncated, info = steps[-1][2]
+    assert truncated.item() and not terminated.item() and len(steps) < 8
+    assert info["discarded"].item() and not info["success"].item()
 
 
 def test_a_pad_that_vanishes_while_it_steers_keeps_the_policy_away(env, pad, joy):

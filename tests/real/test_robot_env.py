@@ -111,5 +111,7 @@ def test_what_does_not_fit_is_named_before_anything_moves(robot, tmp_path, env):
         with pytest.raises(UserError, match="publishes /vla_rl/target too"):
             other.publisher(TARGET, JointTrajectory)
             other.alone(TARGET, settle=5.0, own=1)
+        with pytest.raises(RobotFault, match="other.* publishes /vla_rl/target too"):
+            env.reset(seed=1)
     finally:
         other.close()

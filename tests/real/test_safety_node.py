@@ -10,7 +10,7 @@ from std_msgs.msg import Bool, Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from real.contract import load_contract
-from real.nodes import Nodes, safety
+from real.nodes import Nodes, safety, sim_arm
 from real.ros2 import Link
 from real.safety_node import RESET, STATE, STOP, STOP_BUTTON, TARGET, describe, read_joints
 from vla_rl.errors import UserError
@@ -148,6 +148,19 @@ def test_a_silent_arm_is_held_and_a_dead_controller_stops(driver, parameter, val
         assert describe(driver.state)[0] == "run"
 
 
+def test_an_arm_that_comes_back_elsewhere_is_not_dragged(driver, robot):
+    driver.go(HOME + np.array([0.0, 0.4, 0.0, 0.4, 0.0, 0.0, 0.0]))
+    robot.kill("sim_arm")
+    driver.wait_for("hold", "joint states are")
+    before = len(np.fromfile(robot.log)) // 24
+    robot.start("sim_arm", sim_arm(log=robot.log))  # at home again, 0.4 rad from what was commanded last
+    driver.wait_for("stopped", "its controller is gone")
+    time.sleep(1.5)  # the arm writes its log every second
+    rows = np.fromfile(robot.log).reshape(-1, 24)[before:]
+    assert len(rows) and np.abs(rows[:, 15:22]).max() < 0.1
+    driver.link.pull(RESET, 10.0)
+
+
 def test_shuffled_joints_make_no_difference(driver):
     driver.link.set_parameter("sim_arm", "shuffle_joints", True, 10.0)
     try:
@@ -161,7 +174,33 @@ def test_shuffled_joints_make_no_difference(driver):
 
 def test_a_second_safety_node_is_refused(robot, tmp_path):
     with Nodes(tmp_path) as more, pytest.raises(UserError, match="another .* publishes .* two commanders"):
-        more.start("second", safety("sim_arm"))
+        process = more.start(
+            "second", safety("sim_arm")
+        )  # seen at once, or, on a busy machine, a little later
+        assert process.wait(20.0) == 2
+        raise UserError((tmp_path / "second.log").read_text())
+
+
+def test_another_commander_stops_the_arm_until_it_has_gone(driver):
+    rogue = Link("rogue")
+    try:
+        rogue.publisher(CONTRACT.command.topic, JointTrajectory)
+        driver.wait_for("stopped", "publishes /joint_trajectory_controller/joint_trajectory too")
+        driver.settle()
+        with pytest.raises(
+            UserError, match=f"{RESET} refuses: (rogue|another node) publishes .* two commanders"
+        ):
+            driver.link.pull(RESET, 10.0)
+    finally:
+        rogue.close()
+    driver.wait_for("stopped")
+    until = time.monotonic() + 10
+    while describe(driver.state)[0] == "stopped" and time.monotonic() < until:
+        try:
+            driver.link.pull(RESET, 10.0)
+        except UserError:
+            time.sleep(0.1)  # not yet known to be gone
+    driver.wait_for("hold")
 
 
 def test_a_killed_safety_node_leaves_the_arm_at_rest_and_no_limit_was_ever_exceeded(driver, robot):

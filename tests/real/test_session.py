@@ -4,10 +4,12 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from real.mcap_log import read_log
+from real.replay import compare
 from real.ros2 import Link
 from real.safety_node import RESET, STATE, STOP, describe
 from vla_rl.cli import main
@@ -33,11 +35,11 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     command = ["robot", "session", "policy=expert", "episodes=2", f"out={out}", "env.max_episode_steps=60"]
 
     def stop_in_the_middle():
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not any((out / "dataset.recording" / "live").glob("*.steps")) and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.5)
-        ready.pull(STOP, 10.0)
+        ready.pull(STOP, 30.0)
 
     stopper = threading.Thread(target=stop_in_the_middle)
     stopper.start()
@@ -65,6 +67,18 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     for episode in episodes:
         assert episode.data[ACTION].shape[1] == 4 and episode.data[PROPRIOCEPTION].shape[1] == 11
     assert main(command) == 0  # complete: nothing moves again
+    # the policy that played it, given what it saw, does the same again
+    assert main(["robot", "replay", f"session={out}", "policy=expert"]) == 0
+    replayed = json.loads((out / "replay/replay.json").read_text())["episodes"]
+    assert [row["same"] for row in replayed] == [e.length for e in episodes]
+    assert (out / "replay/episode-001.png").stat().st_size > 1000
+    # another one shows where it would have done otherwise, and what it lacks is named
+    elsewhere = episodes[1].data[ACTION].numpy() + 0.1 * (np.arange(episodes[1].length) >= 2)[:, None]
+    row = compare(episodes[1], elsewhere)
+    assert row["first_different"] == 2 and row["same"] == 2 and row["max"] == pytest.approx(0.1, abs=1e-5)
+    capfd.readouterr()
+    assert main(["robot", "replay", f"session={out}", "policy=smolvla_nano"]) == 2
+    assert "observation.images.base" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -72,6 +86,7 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     [
         (["robot", "sessions"], "did you mean session"),
         (["robot", "session", "policy=expert"], "out=DIR"),
+        (["robot", "replay", "policy=expert"], "session=DIR"),
         (
             ["robot", "session", "out=x", "env.robot=sim_arn", "policy=expert"],
             "unknown robot 'sim_arn': did you mean sim_arm",

@@ -68,3 +68,16 @@ def test_bars_are_as_long_as_their_rates():
 def test_names_are_escaped():
     svg = line_plot('"<t>"', "<x>", {"<a>": [(0, 1)]})
     assert "<t>" not in svg and "<x>" not in svg and "<a>" not in svg
+
+
+def test_spans_are_shaded_where_they_are_and_numbered():
+    spans = [(0, 0, "demonstrations"), (0, 50, "<return>"), (50, 100, "guided"), (200, 300, "outside")]
+    svg = line_plot("t", "x", {"a": [(0, 0.0), (100, 1.0)]}, spans=spans)
+    (x0, _), (x1, _) = coordinates(svg)
+    found = [
+        (float(x), float(w)) for x, w in re.findall(r'class="span.*?x="([\d.]+)".*?width="([\d.]+)"', svg)
+    ]
+    assert len(found) == 3 and found[0] == (x0, 1.0)
+    assert found[1][0] == x0 and found[1][1] == pytest.approx((x1 - x0) / 2, abs=0.2)
+    assert found[2][0] == pytest.approx((x0 + x1) / 2, abs=0.2)
+    assert "<return>" not in svg and "outside" not in svg

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from reach import CAMERA, Reach, Walk
+from reach import CAMERA, Reach, Rewound, Walk
 
+from vla_rl.data.replay import ReplayBuffer
 from vla_rl.errors import NonFiniteError
 from vla_rl.keys import STATE
 from vla_rl.policies.base import PolicySpec
@@ -106,3 +107,26 @@ def test_evaluation_does_not_depend_on_the_number_of_environments():
     wins = [{e.seed: e.success for e in r.episodes} for r in results]
     assert wins[0] == wins[1] == wins[2] and set(wins[0]) == set(range(5, 25))
     assert 0 < sum(wins[0].values()) < 20
+
+
+def test_undone_steps_are_told_and_the_policy_plans_anew():
+    env, seen = Rewound(at=6, count=4), []
+    collector = Collector(
+        env, OpenLoop(ChunkWalk(), 4), lambda n, _: 3, sink=lambda frames, rows: seen.append(frames)
+    )
+    collector.begin()
+    looks = []
+    for _ in range(8):
+        before = collector.looks
+        collector.step()
+        looks.append(collector.looks - before)
+    assert [int(frames["forget"]) for frames in seen if "forget" in frames.keys()] == [4]
+    assert "forget" in seen[5].keys() and collector.length[0] == 4
+    assert torch.equal(seen[6]["observation", STATE], seen[2]["observation", STATE])
+    assert looks == [1, 0, 0, 0, 1, 0, 1, 0]  # after the sixth step, in the middle of a chunk
+    buffer = ReplayBuffer(100, 1)
+    for frames in seen:
+        buffer.append(frames, torch.zeros(1, dtype=torch.long))
+        if "forget" in frames.keys():
+            buffer.forget(torch.zeros(1, dtype=torch.long), frames["forget"])
+    assert buffer.starts().tolist() == [0, 1, 6]

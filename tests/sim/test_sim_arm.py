@@ -126,3 +126,45 @@ def test_targets_stay_inside_the_workspace(arm):
         state = arm.step(np.array([0.3, 0.5, -1.0, -1.0]))[0][STATE]
     assert state[9] > CONTRACT.tool.low[2]
     assert state[8] > 0.15
+
+
+def test_a_saved_moment_goes_on_bit_for_bit_in_another_row_and_another_process():
+    rng = torch.Generator().manual_seed(0)
+    actions = torch.rand(40, 2, 4, generator=rng) * 2 - 1
+    actions[12:16] = 0.0  # at rest on a target, too
+
+    def states(env, row):
+        return [s for s in env.save_states([row])][0]
+
+    here = make(ADAPTER, "ArmLift", 2, 0, cameras=[])
+    there = make(ADAPTER, "ArmLift", 2, 2, cameras=[])
+    try:
+        assert here.start_states and there.start_states
+        here.reset(seed=[1, 2])
+        for action in actions[:14]:
+            here.step(action)
+        moment = states(here, 0)
+        for env in (here, there):
+            env.reset(seed=[7, 8])
+            env.step(actions[0])
+        seen = []
+        for env in (here, there):
+            observation, _ = env.reset(
+                seed=[3, 3], options={"reset_mask": [False, True], "start": {1: moment}}
+            )
+            for action in actions[14:]:
+                observation, *_ = env.step(action[[0, 0]])
+            seen.append((observation[STATE][1], observation[ENV_STATE][1], states(env, 1)))
+        arm = SimArmEnv(cameras=[])
+        arm.restore(moment)
+        assert arm.steps == 0
+        for action in actions[14:]:
+            after, *_ = arm.step(action[0].numpy())
+        arm.close()
+        for state, cube, later in seen:
+            assert torch.equal(state, torch.from_numpy(after[STATE]))
+            assert torch.equal(cube, torch.from_numpy(after[ENV_STATE]))
+            assert all(np.array_equal(later[key], seen[0][2][key]) for key in later)
+    finally:
+        here.close()
+        there.close()

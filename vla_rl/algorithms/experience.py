@@ -135,7 +135,10 @@ class Experience:
     def append(self, frames: TensorDict, rows: Tensor, warming: bool) -> None:
         """Store k frames of environment rows ``rows`` [k]."""
         self.intervened = self.intervened or bool(frames["intervention"].any())
-        (self.warmup if warming else self.online).append(self._kept(frames), rows)
+        buffer = self.warmup if warming else self.online
+        buffer.append(self._kept(frames), rows)
+        if "forget" in frames.keys():  # a person has undone these steps on a robot
+            buffer.forget(rows, frames["forget"])
 
     def end_warmup(self) -> None:
         """Close the warm-up's episodes in flight: what follows in these rows goes to online replay."""

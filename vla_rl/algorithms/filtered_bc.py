@@ -104,7 +104,7 @@ class FilteredBC:
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator().manual_seed(seed)
         self.acting_generator = torch.Generator().manual_seed(seed + 1)
-        self.steps = self.updates = 0
+        self.steps = self.updates = self.offline = 0
         self.pending: dict[int, list[TensorDict]] = defaultdict(list)
         """Frames of each row's episode in flight; stored if it ends well."""
         self.policy, self.eval_policy = (
@@ -132,7 +132,9 @@ class FilteredBC:
         """Hold frames back until their episode ends; keep it if it ended in success."""
         for i, row in enumerate(rows.tolist()):
             frame: Any = frames[i : i + 1]
-            self.pending[row].append(frame)
+            self.pending[row].append(frame.exclude("forget"))
+            if "forget" in frames.keys() and frames["forget"][i]:
+                del self.pending[row][-int(frames["forget"][i]) :]
             if bool(frame["final"]):
                 episode = self.pending.pop(row)
                 if len(episode) > 1 and bool(episode[-2]["reward"] > 0):
@@ -160,7 +162,7 @@ class FilteredBC:
         if not self.ready or steps < self.config.warmup_steps:
             return 0
         earned = self.config.first_updates + int((steps - self.config.warmup_steps) * self.config.utd)
-        return max(0, earned - self.updates)
+        return max(0, earned + self.offline - self.updates)
 
     def update(self) -> dict[str, Tensor]:
         """One regression step: scale * actor(s, a_base) towards clip(a - a_base, scale), in box units.
@@ -169,14 +171,27 @@ class FilteredBC:
             NonFiniteError: the loss is NaN or infinite.
         """
         config = self.config
+        self._fit_normalizer()
+        batch = self.experience.batch(
+            config.batch_size, config.demonstration_share, 0.0, 1, 1.0, self.generator
+        )
+        return self._clone(batch)
+
+    def update_offline(self) -> dict[str, Tensor]:
+        """``update`` on demonstrations alone; those that the steps earn come on top."""
+        self._fit_normalizer()
+        batch = self.experience.demonstrations.sample(self.config.batch_size, 1, 1.0, self.generator)
+        self.offline += 1
+        return self._clone(batch)
+
+    def _fit_normalizer(self) -> None:
         if not self.updates:
             for observation in self.experience.observations():
                 if self.encoder.vector_keys:
                     self.encoder.normalizer.update(self.encoder.vectors(observation))
             self.encoder.normalizer.freeze()
-        batch = self.experience.batch(
-            config.batch_size, config.demonstration_share, 0.0, 1, 1.0, self.generator
-        )
+
+    def _clone(self, batch: TensorDict) -> dict[str, Tensor]:
         features = self.encoder(batch["observation"], True, self.generator)
         base = self.box.normalize(batch["base_action"])
         wanted = self.box.normalize(batch["action"])[:, None] - base
@@ -205,7 +220,8 @@ class FilteredBC:
             NonFiniteError: a weight is not finite; nothing is written.
             UserError: no space left.
         """
-        counters = {"steps": self.steps, "updates": self.updates, "config": asdict(self.config)}
+        counters = {"steps": self.steps, "updates": self.updates, "offline": self.offline}
+        counters |= {"config": asdict(self.config)}
         save_learner(folder, self._modules(), {"actor": self.optimizer}, self._generators(), counters)
         if replay:
             self.experience.save(folder / "replay")
@@ -218,6 +234,7 @@ class FilteredBC:
         """
         counters = load_learner(folder, self._modules(), {"actor": self.optimizer}, self._generators())
         self.steps, self.updates = counters["steps"], counters["updates"]
+        self.offline = counters.get("offline", 0)
         self.pending.clear()
         if replay:
             self.experience.load(folder / "replay")

@@ -211,6 +211,8 @@ class ResidualTD3:
         self.acting_generator = torch.Generator().manual_seed(seed + 1)
         self.steps = 0
         self.updates = 0
+        self.offline = 0
+        """Those of ``updates`` that were on demonstrations alone."""
         self.policy, self.eval_policy = (
             Residual(
                 base,
@@ -263,10 +265,19 @@ class ResidualTD3:
         """Store frames; counts environment steps (closing frames are none)."""
         warming = self.steps < self.config.warmup_steps
         self.experience.append(frames, rows, warming)
-        self.steps += int((~frames["final"]).sum())
+        self.count(frames)
         if warming and self.steps >= self.config.warmup_steps:
             self.experience.end_warmup()
+
+    def count(self, frames: TensorDict) -> None:
+        """Advance steps and phase without storing: for the actor's side of a learner in another process."""
+        self.steps += int((~frames["final"]).sum())
         self._set_phase()
+
+    def interrupt(self) -> None:
+        """Close the episodes in flight as truncated: whoever played them is gone."""
+        for buffer in (self.experience.warmup, self.experience.online):
+            buffer.close_rows(torch.arange(buffer.rows))
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Store whole demonstration episodes, apart from online data."""
@@ -292,7 +303,7 @@ class ResidualTD3:
         if not self.ready or steps < self.config.warmup_steps:
             return 0
         earned = self.config.critic_updates + int((steps - self.config.warmup_steps) * self.config.utd)
-        return max(0, earned - self.updates)
+        return max(0, earned + self.offline - self.updates)
 
     def update(self) -> dict[str, Tensor]:
         """One critic update and, when its turn has come, one actor update."""
@@ -307,7 +318,32 @@ class ResidualTD3:
             config.gamma,
             self.generator,
         )
-        # y = r + gamma^m Q'(s', a')
+        metrics, features = self._update_critic(batch)
+        # actor up the mean critic
+        past = self.updates - self.offline
+        if past > config.critic_updates and past % config.actor_every == 0:
+            metrics |= self._update_actor(features.detach(), batch["base_action"])
+        return metrics
+
+    def update_offline(self) -> dict[str, Tensor]:
+        """One critic update on demonstrations alone; those that the steps earn come on top.
+
+        The actor stays as it is: successful demonstrations alone contradict no overestimate that it could climb to.
+
+        Raises:
+            UserError: there are no demonstrations.
+        """
+        config = self.config
+        if not self.updates:
+            self._fit_normalizer()
+        demonstrations = self.experience.demonstrations
+        batch = demonstrations.sample(config.batch_size, config.n_step, config.gamma, self.generator)
+        self.offline += 1
+        return self._update_critic(batch)[0]
+
+    def _update_critic(self, batch: TensorDict) -> tuple[dict[str, Tensor], Tensor]:
+        """Critics to y = r + gamma^m Q'(s', a'), targets after them; metrics and the features of ``observation``."""
+        config = self.config
         with torch.no_grad():
             following = self.encoder(batch["next_observation"], True, self.generator)
             noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
@@ -323,14 +359,11 @@ class ResidualTD3:
         self._step(self.critic_optimizer, loss)
         metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
         self.updates += 1
-        # actor up the mean critic
-        if self.updates > config.critic_updates and self.updates % config.actor_every == 0:
-            metrics |= self._update_actor(features.detach(), batch["base_action"])
         polyak(self.target_critic, self.critic, config.tau)
         # A look at the loss makes a GPU wait, so there it is taken now and then.
         if (self.device.type == "cpu" or self.updates % 50 == 0) and not torch.isfinite(loss):
             raise NonFiniteError(f"critic loss is {loss.item()} at update {self.updates}")
-        return metrics
+        return metrics, features
 
     def _target(
         self, features: Tensor, base: Tensor, reward: Tensor, discount: Tensor, noise: Tensor, members: Tensor
@@ -383,13 +416,12 @@ class ResidualTD3:
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
+    def acting_modules(self) -> dict[str, nn.Module]:
+        """The networks that acting needs."""
+        return {"encoder": self.encoder, "actor": self.actor, "critic": self.critic}
+
     def _modules(self) -> dict[str, nn.Module]:
-        return {
-            "encoder": self.encoder,
-            "actor": self.actor,
-            "critic": self.critic,
-            "target_critic": self.target_critic,
-        }
+        return self.acting_modules() | {"target_critic": self.target_critic}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
@@ -404,7 +436,8 @@ class ResidualTD3:
             NonFiniteError: a weight is not finite; nothing is written.
             UserError: no space left.
         """
-        counters = {"steps": self.steps, "updates": self.updates, "config": asdict(self.config)}
+        counters = {"steps": self.steps, "updates": self.updates, "offline": self.offline}
+        counters |= {"config": asdict(self.config)}
         save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
         if replay:
             self.experience.save(folder / "replay")
@@ -417,6 +450,7 @@ class ResidualTD3:
         """
         counters = load_learner(folder, self._modules(), self._optimizers(), self._generators())
         self.steps, self.updates = counters["steps"], counters["updates"]
+        self.offline = counters.get("offline", 0)
         if replay:
             self.experience.load(folder / "replay")
         self._set_phase()

@@ -7,12 +7,11 @@ simulator's state, so that dozens of runs fit a small machine.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.residual_table import TITLES, write_table
+from vla_rl.bench.steps import SMALL, call, cloned
 from vla_rl.config import compose, nearest
 from vla_rl.errors import UserError
 
@@ -40,19 +39,6 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _call(arguments: list[str], log: Path) -> None:
-    """One ``vla-rl`` command in a process of its own (its memory and its threads end with it)."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print("vla-rl", *arguments, flush=True)
-    with open(log, "a") as handle:
-        code = subprocess.run(
-            [sys.executable, "-m", "vla_rl.cli", *arguments], stdout=handle, stderr=handle, check=False
-        ).returncode
-    if code:
-        lines = log.read_text().strip().splitlines()
-        raise UserError(f"vla-rl {arguments[0]} ended with {code}, see {log}: {lines[-1] if lines else ''}")
-
-
 def _workers(config: Any) -> str:
     return "env.num_workers=" + ("null" if config.num_workers is None else str(config.num_workers))
 
@@ -64,25 +50,15 @@ def _prepare(config: Any, name: str) -> None:
     log = folder / "log.txt"
     if not (folder / "demonstrations" / "meta" / "info.json").is_file():
         shown = [f"policy.noise={task.noise}", f"episodes={task.demos}", f"out={folder}/demonstrations"]
-        _call(["record", *env, "env.cameras=[]", "policy=expert", *shown], log)
+        call(["record", *env, "env.cameras=[]", "policy=expert", *shown], log)
     base = folder / "base"
-    if not (base / "model.safetensors").is_file() or (base / "training.safetensors").is_file():
-        inputs = "inputs=[observation.state,observation.environment_state]"
-        steps = task.get("bc_steps", config.bc_steps)
-        raw = [RAW] if task.get("raw_state", False) else []
-        settings = [
-            f"train.steps={steps}",
-            "train.type=act",
-            f"train.{inputs}",
-            "train.lr=0.0005",
-            "train.overrides={" + ",".join(["dim_model:128,n_heads:4,dim_feedforward:256", *raw]) + "}",
-            "threads=1",
-        ]
-        _call(["pretrain", f"datasets=[{folder}/demonstrations]", f"out={base}", *settings], log)
+    raw = [RAW] if task.get("raw_state", False) else []
+    overrides = "train.overrides={" + ",".join([SMALL, *raw]) + "}"
+    cloned(folder, [f"train.steps={task.get('bc_steps', config.bc_steps)}", overrides])
     if not (folder / "base.json").is_file():
         policy = [f"policy.path={base}", f"policy.horizon={config.horizon}"]
         counted = [f"episodes={config.episodes}", "seed=200000", f"json={folder}/base.json"]
-        _call(["eval", *env, "env.cameras=[]", *policy, *counted], log)
+        call(["eval", *env, "env.cameras=[]", *policy, *counted], log)
 
 
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
@@ -113,4 +89,4 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         ]
         if name in config.scale and algorithm != "rlpd":  # which spans the whole box
             arguments.append(f"algorithm.scale={config.scale[name]}")
-    _call(["train", *arguments], folder / f"{algorithm}-{seed}.log")
+    call(["train", *arguments], folder / f"{algorithm}-{seed}.log")

@@ -2,11 +2,18 @@
 
 usage: vla-rl bench collector [key=value ...]
        vla-rl bench residual [key=value ...]
+       vla-rl bench control | faults | sim_arm | hil [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
               simulator rendering every step; and what the collector itself costs
   residual    base, residual RL, RLPD and filtered BC on many tasks at equal environment steps: fills
               benchmarks/results/residual/README.md; finished runs are kept, so it can be stopped and continued
+  control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
+              stop stops and a stale stream holds
+  faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
+              not come back
+  sim_arm     a policy trained in simulation, then the same policy over DDS in real time: success of both
+  hil         episodes that a poor policy needs to become a good one, with and without a scripted teleoperator
 
 Examples:
   vla-rl bench collector
@@ -17,7 +24,14 @@ from __future__ import annotations
 
 import importlib
 
-BENCHES = ("collector", "residual")
+BENCHES = {
+    "collector": "vla_rl.bench.collector",
+    "residual": "vla_rl.bench.residual",
+    "control": "real.bench.control",  # by name: this package may not import it
+    "faults": "real.bench.faults",
+    "sim_arm": "real.bench.sim_arm",
+    "hil": "real.bench.hil",
+}
 
 
 def run(overrides: list[str]) -> int:
@@ -27,5 +41,5 @@ def run(overrides: list[str]) -> int:
 
     if not overrides or overrides[0] not in BENCHES:
         name = overrides[0] if overrides else ""
-        raise UserError(f"unknown benchmark '{name}': {nearest(name, BENCHES)}")
-    return importlib.import_module(f"vla_rl.bench.{overrides[0]}").run(overrides[1:])
+        raise UserError(f"unknown benchmark '{name}': {nearest(name, list(BENCHES))}")
+    return importlib.import_module(BENCHES[overrides[0]]).run(overrides[1:])

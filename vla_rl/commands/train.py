@@ -8,6 +8,7 @@ usage: vla-rl train experiment=NAME [key=value ...]
   policy.path=FOLDER policy.horizon=16
   algorithm=residual_td3 algorithm.scale=0.5
   demonstrations=expert demonstrations.episodes=20
+  teleop=overseer schedule=graded   demonstrations first, hard states, help that is taken back
   run.name=first run.seed=1 run.steps=60000 run.minutes=15
 
 A run folder holds config.yaml, metrics.jsonl, checkpoints/, videos/, report.html and report.json.
@@ -59,7 +60,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
     set_threads(config.run.threads)
     env = build(config.env)
-    folder, checkpoint = None, None
+    folder, checkpoint, trainer = None, None, None
     try:
         with MemoryWatch() as memory:
             folder, checkpoint = open_run(config, resume, OmegaConf.to_yaml(config))
@@ -69,6 +70,8 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
             _report(trainer, results, time.monotonic() - began, memory.peak_mb())
             return folder.path
     finally:
+        if trainer is not None:
+            trainer.close()
         env.close()
         if folder is not None:
             folder.close()

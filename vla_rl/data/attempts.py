@@ -71,6 +71,10 @@ class Attempts:
             )
         self._again.append(attempt)
 
+    def again(self, attempt: int) -> None:
+        """Play an attempt again that somebody has thrown away."""
+        self._again.append(attempt)
+
     def _kept_of(self, task: int) -> list[int]:
         """Attempts of a task that are in the data set for certain: no earlier one is still being played."""
         kept: list[int] = []

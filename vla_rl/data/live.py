@@ -10,6 +10,7 @@ import numpy as np
 from vla_rl.data.journal import Journal, recover
 
 Frame = dict[str, np.ndarray]
+FORGET = "forget"
 
 
 class Live:
@@ -31,6 +32,11 @@ class Live:
             self._open[attempt].append({"task": np.frombuffer(task.encode(), np.uint8)})
         self._open[attempt].append(frame)
 
+    def forget(self, attempt: int, count: int) -> None:
+        """The last ``count`` steps of an attempt have been undone."""
+        if count and attempt in self._open:
+            self._open[attempt].append({FORGET: np.array([count])})
+
     def end(self, attempt: int) -> None:
         """The episode is stored elsewhere now."""
         journal = self._open.pop(attempt, None)
@@ -48,5 +54,16 @@ class Live:
         for path in sorted(self.folder.glob("[0-9]*.steps")):
             records = recover(path)
             if records:
-                yield int(path.stem), bytes(records[0]["task"]).decode(), records[1:]
+                yield int(path.stem), bytes(records[0]["task"]).decode(), _standing(records[1:])
             path.unlink()
+
+
+def _standing(records: list[Frame]) -> list[Frame]:
+    """The steps that nobody has undone."""
+    frames: list[Frame] = []
+    for record in records:
+        if FORGET in record:
+            del frames[-int(record[FORGET][0]) :]
+        else:
+            frames.append(record)
+    return frames

@@ -3,6 +3,11 @@
 Episode i is played from seed + i, whatever the number of environments, and episodes are stored in seed
 order: the data set is a function of (policy, seed) for a policy without randomness of its own. Of several
 tasks, episode i plays the (i mod K)-th. Recording is atomic and resumable, see ``vla_rl.data.spool``.
+
+Steps that a person has rewound on a robot (``info["rewound"]``) are dropped, and the episode goes on from where the arm
+is again: what is cloned is a way that leads from the beginning to the end, without the mistake and without the way back.
+Replay of a learner is cut there instead (``vla_rl.data.replay.ReplayBuffer.forget``): the scene is not rewound, so a
+value must not be carried across the seam.
 """
 
 from __future__ import annotations
@@ -225,25 +230,37 @@ def _play(
         tasks = list(observation[TASK])
         observation, reward, terminated, truncated, info = env.step(action)
         done = (terminated | truncated).tolist()
+        rewound = info["rewound"].tolist() if "rewound" in info else [0] * size
         for row in active:
+            attempt = playing[row]
+            if rewound[row]:
+                del frames[row][-rewound[row] :]
+                state = _begin(policy, state, [row], seeds)  # a chunk planned before is stale
+                if live is not None and attempt is not None:
+                    live.forget(attempt, rewound[row] - 1)  # the last one is not in it yet
+                continue
             last = frames[row][-1]
             last["next.reward"] = np.array([float(reward[row])], np.float32)
             last["next.success"] = np.array([bool(info["success"][row])])
             last["next.done"] = np.array([done[row]])
             last["next.truncated"] = np.array([bool(truncated[row]) and not bool(terminated[row])])
-            attempt = playing[row]
             if live is not None and attempt is not None:
                 live.step(attempt, tasks[row], last)
         if not any(done):
             continue
         ended = [row for row in active if done[row]]
         final_images = env.look(ended) if cameras and ended else {}
-        restarted = info.get("worker_restarted")
+        restarted, discarded = info.get("worker_restarted"), info.get("discarded")
         for i, row in enumerate(ended):
             attempt = playing[row]
             assert attempt is not None
             if restarted is not None and bool(restarted[row]):
                 attempts.retry(attempt)
+                continue
+            if discarded is not None and bool(discarded[row]):
+                attempts.again(attempt)
+                if live is not None:
+                    live.end(attempt)
                 continue
             final = {key: _copy(observation[key][row]) for key in state_keys}
             final |= {key: _copy(final_images[key][i]) for key in cameras}

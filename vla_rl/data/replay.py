@@ -124,6 +124,20 @@ class ReplayBuffer:
         self.truncated[newest] = False
         self.reward[newest] = 0.0
 
+    def forget(self, rows: Tensor, counts: Tensor) -> None:
+        """Leave out the newest ``counts`` [k] frames of ``rows`` [k], as far as they are of the episode in flight.
+
+        The oldest of them closes what came before (its observation and base action serve as bootstrap); none is ever
+        sampled, and no return runs over them.
+        """
+        for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
+            for back in range(1, min(int(count), int(self.filled[row])) + 1):
+                index = row * self.length + (int(self.pointer[row]) - back) % self.length
+                if self.final[index] or self.terminated[index]:
+                    break
+                self.final[index], self.valid[index], self.truncated[index] = True, False, False
+                self.reward[index] = 0.0
+
     def starts(self) -> Tensor:
         """Indices of all frames that a sample may begin at (scans the buffer: not for every step)."""
         return self.valid.nonzero().flatten()

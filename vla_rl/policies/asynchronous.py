@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
+from vla_rl.policies.capabilities import Continues
 
 
 class Asynchronous:
@@ -25,18 +26,33 @@ class Asynchronous:
     that moment; its chunk takes over at the step that it has reached by then. A chunk that comes late is waited for as
     long as the old one still has actions; after that ``act`` blocks (and the robot's safety node holds the arm).
 
+    Two chunks planned apart do not meet: the action jumps at the step where one takes over. With ``rtc`` the base is
+    given what is left of the present chunk and goes on from it (real-time chunking, arXiv 2506.07339): the next
+    ``lead`` actions stay as they are, the later ones are free in growing measure. ``blend`` fades any base's chunks.
+
     Like everything on a clock it is not a function of its explicit state alone: the plan under way is kept here.
 
     Args:
         base: gives chunks [1, T, A].
-        horizon: steps executed of each; None = T - ``lead``.
+        horizon: steps executed of each; None = T - ``lead``, with ``rtc`` or ``blend`` T // 2 where that is less,
+            so that there is something left to go on from.
         lead: steps that planning may take; None = measured, at least 1.
+        rtc: the base continues its chunks.
+        blend: steps of linear crossfade from the old chunk to the new one.
 
     Raises:
-        UserError: not chunked, or a horizon that leaves no time to plan.
+        UserError: not chunked, a horizon that leaves no time to plan, or ``rtc`` with a base that cannot.
     """
 
-    def __init__(self, base: Policy, horizon: int | None = None, lead: int | None = None) -> None:
+    def __init__(
+        self,
+        base: Policy,
+        horizon: int | None = None,
+        lead: int | None = None,
+        *,
+        rtc: bool = False,
+        blend: int = 0,
+    ) -> None:
         length = base.spec.chunk_length
         if not length:
             raise UserError(
@@ -48,8 +64,17 @@ class Asynchronous:
             raise UserError(
                 f"policy.horizon={horizon} of a chunk of {length} leaves no step to plan in: at most {length - (lead or 1)}"
             )
-        self.base, self.length = base, length
-        self.fixed_lead, self._horizon = lead, horizon
+        if not 0 <= blend < length:
+            raise UserError(f"policy.blend={blend} is outside 0..{length - 1}, within the chunk of {length}")
+        if rtc:
+            if not isinstance(base, Continues):
+                raise UserError(
+                    "policy.rtc needs a policy that continues its chunks: set policy.blend instead"
+                )
+            base.check_continues()
+        self.base, self.length, self.rtc, self.blend = base, length, rtc, blend
+        self.fixed_lead = lead
+        self._horizon = max(1, length // 2) if horizon is None and (rtc or blend) else horizon
         self.spec = replace(base.spec, chunk_length=0)
         self.durations: list[float] = []
         """Seconds that each plan took."""
@@ -114,14 +139,19 @@ class Asynchronous:
             self._plan[2].exception()  # of an episode that is over: let it end, use nothing of it
             self._plan = None
         if self._asking(state):
-            self._plan = episode, step, self._pool.submit(self._ask, observation, inner, deterministic)
+            left = chunk[:, index:]
+            delay = min(self.lead, left.shape[1])
+            asked = self._pool.submit(self._ask, observation, inner, left, delay, deterministic)
+            self._plan = episode, step, asked
         if self._plan is not None:
             _, asked, result = self._plan
             blocked = index >= self.length
             self.waits += int(blocked and asked < step)
             if blocked or (result.done() and step > asked):
+                old = chunk[:, index:]
                 chunk, inner = result.result()
                 index = min(step - asked, self.length - 1)
+                chunk = faded(old, chunk, index, self.blend)
                 self._plan = None
         parts = {
             "chunk": chunk,
@@ -136,13 +166,27 @@ class Asynchronous:
         return output, TensorDict(parts, batch_size=[1])
 
     def _ask(
-        self, observation: Observation, inner: TensorDict, deterministic: bool
+        self, observation: Observation, inner: TensorDict, left: Tensor, delay: int, deterministic: bool
     ) -> tuple[Tensor, TensorDict]:
         began = time.monotonic()
-        output, after = self.base.act(observation, inner, deterministic=deterministic)
+        if self.rtc and delay:
+            output, after = self.base.act_continuing(observation, inner, left, delay)  # type: ignore[attr-defined]
+        else:
+            output, after = self.base.act(observation, inner, deterministic=deterministic)
         self.durations.append(time.monotonic() - began)
         return output["action"], after
 
     def close(self) -> None:
         """End the planning thread."""
         self._pool.shutdown(wait=True)
+
+
+def faded(old: Tensor, new: Tensor, index: int, steps: int) -> Tensor:
+    """``new`` [1, T, A] whose next ``steps`` actions from ``index`` fade in from ``old`` [1, L, A] (next action first)."""
+    steps = min(steps, old.shape[1], new.shape[1] - index)
+    if steps < 1:
+        return new
+    share = torch.arange(1, steps + 1, dtype=new.dtype)[:, None] / (steps + 1)
+    out = new.clone()
+    out[:, index : index + steps] = torch.lerp(old[:, :steps], new[:, index : index + steps], share)
+    return out

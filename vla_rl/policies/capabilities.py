@@ -34,3 +34,18 @@ class Remembers(Protocol):
     def observe(self, observation: Observation, state: TensorDict) -> TensorDict:
         """The state after one more observation, without a decision."""
         ...
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """A policy whose next chunk can go on from what is left of the present one (real-time chunking)."""
+
+    def check_continues(self) -> None:
+        """Raises ``UserError`` when this one cannot, with the reason."""
+        ...
+
+    def act_continuing(
+        self, observation: Observation, state: TensorDict, left: Tensor, delay: int
+    ) -> tuple[TensorDict, TensorDict]:
+        """As ``act``, near ``left`` [B, L, A], the actions not yet executed; the first ``delay`` will be, whatever comes."""
+        ...

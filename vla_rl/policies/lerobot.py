@@ -14,6 +14,7 @@ from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, TASK
 from vla_rl.policies.base import Observation, PolicySpec
 from vla_rl.policies.lerobot_folder import (
+    flow_steps_of,
     load_policy_folder,
     local_folder,
     read_config,
@@ -73,6 +74,7 @@ class LeRobotPolicy:
             rate_hz=saved_rate(folder) if rate_hz is None else rate_hz,
         )
         self.noise_shape = _noise_shape(config, self.model)
+        self._guided, self._guiding = _guided(config, self.model), False
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """Nothing for policies that see one step; an empty history for the others."""
@@ -134,13 +136,65 @@ class LeRobotPolicy:
             raise UserError(f"noise has shape {tuple(noise.shape)}, {self.config.type} needs {wanted}")
         return self._decide(observation, state, noise=noise.to(self.device))
 
+    def check_continues(self) -> None:
+        """Raises ``UserError`` unless LeRobot guides this type's flow (SmolVLA, pi0, pi05)."""
+        if not self._guided:
+            raise UserError(
+                f"policy.rtc=true: LeRobot has no real-time chunking for {self.config.type}; "
+                "set policy.rtc=false policy.blend=3, or take a flow policy (smolvla, pi0, pi05)"
+            )
+
+    def act_continuing(
+        self,
+        observation: Observation,
+        state: TensorDict,
+        left: Tensor,
+        delay: int,
+        noise: Tensor | None = None,
+    ) -> tuple[TensorDict, TensorDict]:
+        """As ``act``, with the flow guided to begin as ``left`` goes on (arXiv 2506.07339; LeRobot's RTC).
+
+        Args:
+            observation: of now.
+            state: of this policy.
+            left: actions not yet executed, in the environment's units [B, L, A].
+            delay: of them, how many will be executed before the new chunk can be; they are kept, and the hold on the
+                later ones falls off to nothing at L.
+            noise: initial noise [B, *noise_shape]; None = drawn.
+
+        Raises:
+            UserError: a type that cannot.
+        """
+        self.check_continues()
+        if not self._guiding:  # whatever the checkpoint says of it
+            self._guide()
+        given = {} if noise is None else {"noise": noise.to(self.device)}
+        steps = left.shape[1]
+        return self._decide(observation, state, left, inference_delay=delay, execution_horizon=steps, **given)
+
+    def _guide(self) -> None:
+        """Switch LeRobot's guidance on; chunks that have nothing to go on from stay as they were."""
+        from lerobot.configs import RTCAttentionSchedule
+        from lerobot.policies.rtc import RTCConfig
+
+        # A weight above the number of flow steps would overshoot: each of them moves by 1 / number of steps.
+        self.model.config.rtc_config = RTCConfig(
+            prefix_attention_schedule=RTCAttentionSchedule.EXP,
+            max_guidance_weight=float(flow_steps_of(self.config)),
+        )
+        self.model.init_rtc_processor()
+        self._guiding = True
+
     def _decide(
-        self, observation: Observation, state: TensorDict, **kwargs: Any
+        self, observation: Observation, state: TensorDict, left: Tensor | None = None, **kwargs: Any
     ) -> tuple[TensorDict, TensorDict]:
         self._check(observation)
         state = self.observe(observation, state)
-        with torch.inference_mode():
-            batch = self._batch(observation, state)
+        # Guidance needs gradients, which inference mode rules out for good.
+        with torch.inference_mode() if left is None else torch.no_grad():
+            batch = self._batch(observation, state, left)
+            if left is not None:
+                kwargs["prev_chunk_left_over"] = batch.pop(ACTION)
             if self._time_steps is not None:
                 self._fill_queues(batch)
             try:
@@ -152,8 +206,10 @@ class LeRobotPolicy:
         # Cloned outside inference mode: inference tensors could not enter an actor's graph later.
         return TensorDict({"action": chunk.clone()}, batch_size=[len(chunk)]), state
 
-    def _batch(self, observation: Observation, state: TensorDict) -> dict[str, Any]:
-        """LeRobot's batch: vectors and images [B, (n,) ...], normalised and tokenized."""
+    def _batch(
+        self, observation: Observation, state: TensorDict, left: Tensor | None = None
+    ) -> dict[str, Any]:
+        """LeRobot's batch: vectors and images [B, (n,) ...], normalised and tokenized; ``left`` as in training."""
         batch: dict[str, Any] = {}
         for key in self.spec.state_keys + self.spec.image_keys:
             value = observation[key] if self.history == 1 else state["history", key]
@@ -161,6 +217,8 @@ class LeRobotPolicy:
                 value = value.unsqueeze(1)
             batch[key] = value.float() / 255 if key in self._image_shapes else value.float()
         batch[TASK] = list(observation.get(TASK, [""] * state.batch_size[0]))
+        if left is not None:
+            return self.before(batch | {ACTION: left.float()})
         batch = self.before(batch)
         batch.pop(ACTION, None)  # the processors add an empty one, which the models would stack
         return batch
@@ -220,3 +278,9 @@ def _noise_shape(config: Any, model: Any) -> tuple[int, int] | None:
     if config.type == "diffusion" and "noise" in takes:
         return config.horizon, config.action_feature.shape[0]
     return None
+
+
+def _guided(config: Any, model: Any) -> bool:
+    """Whether LeRobot's real-time chunking applies, and its chunks are the flow's own (not Aloha's, re-encoded)."""
+    own = not getattr(config, "adapt_to_pi_aloha", False)
+    return hasattr(config, "rtc_config") and model.supports_rtc() and own and flow_steps_of(config) > 0

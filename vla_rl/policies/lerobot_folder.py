@@ -98,6 +98,11 @@ def set_flow_steps(config: Any, steps: int) -> None:
     setattr(config, names[0], steps)
 
 
+def flow_steps_of(config: Any) -> int:
+    """Denoising steps of a flow or diffusion head; 0 where it has none or does not say."""
+    return int(next((value for name in FLOW_STEPS if (value := getattr(config, name, None))), 0))
+
+
 def stored_names(file: Path) -> set[str]:
     """Tensor names in a safetensors file; reads only its header.
 

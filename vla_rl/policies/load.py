@@ -15,7 +15,7 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
     """A LeRobot policy, executed ``config.horizon`` steps per chunk.
 
     Args:
-        config: ``path``, ``horizon``, ``device``, ``flow_steps``, ``asynchronous``.
+        config: ``path``, ``horizon``, ``device``, ``flow_steps``, ``asynchronous``, ``rtc``, ``blend``.
         candidates: chunks drawn per decision.
     """
     from vla_rl.policies.lerobot import LeRobotPolicy
@@ -30,7 +30,15 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
 
         if candidates > 1:
             raise UserError("policy.asynchronous plans one chunk at a time: set algorithm.candidates=1")
-        return Asynchronous(policy, config.get("horizon"))
+        return Asynchronous(
+            policy,
+            config.get("horizon"),
+            rtc=bool(config.get("rtc")),
+            blend=config.get("blend") or 0,
+        )
+    for key in ("rtc", "blend"):
+        if config.get(key):
+            raise UserError(f"policy.{key} joins chunks planned beside acting: set policy.asynchronous=true")
     return OpenLoop(policy, config.get("horizon"), candidates)
 
 
@@ -64,15 +72,21 @@ def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
     if config.get("_target_"):
         policy = build(config, env=env)
     elif config.get("path") and is_run(resolve_path(config.path)):
-        policy = load_run(resolve_path(config.path), env, asynchronous=bool(config.get("asynchronous")))
+        beside = {k: config[k] for k in ("asynchronous", "rtc", "blend") if config.get(k)}
+        policy = load_run(resolve_path(config.path), env, **beside)
     else:
         policy = load_base(config)
     check_compatible(policy.spec, env.env_spec)
     return policy
 
 
-def load_run(run: Path, env: VlaVectorEnv, *, asynchronous: bool = False) -> Policy:
-    """The policy a run has learned, from its newest good checkpoint; its base may plan beside acting.
+def load_run(run: Path, env: VlaVectorEnv, **beside: Any) -> Policy:
+    """The policy a run has learned, from its newest good checkpoint.
+
+    Args:
+        run: its folder.
+        env: where it will act.
+        beside: ``asynchronous``, ``rtc``, ``blend`` of its base, in place of what it was trained with.
 
     Raises:
         UserError: the run has no usable checkpoint yet.
@@ -83,8 +97,7 @@ def load_run(run: Path, env: VlaVectorEnv, *, asynchronous: bool = False) -> Pol
     from vla_rl.train import build_algorithm
 
     config = OmegaConf.load(run / "config.yaml")
-    if asynchronous:
-        config.policy.asynchronous = True
+    config.policy.update(beside)
     checkpoint = RunFolder.latest_in(run)
     if checkpoint is None:
         raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
@@ -16,6 +16,8 @@ MOST_POINTS = 400
 Point = tuple[float, float]
 Mark = tuple[float, float, float, float]
 """(x, y, low, high): a value with its interval."""
+Span = tuple[float, float, str]
+"""(from x, to x, name): a part of the horizontal axis."""
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -56,6 +58,7 @@ def line_plot(
     points: Sequence[Mark] = (),
     percent: bool = False,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    spans: Sequence[Span] = (),
 ) -> str:
     """An SVG of one or more lines; "" when there is nothing to show.
 
@@ -67,6 +70,7 @@ def line_plot(
         points: markers with error bars.
         percent: y is a fraction, shown in percent.
         size: width and height in units of the text's size (12).
+        spans: shaded parts, numbered as the caption names them; one without width is a line.
     """
     width, height = size
     lines = {name: kept for name, line in series.items() if (kept := thin(line))}
@@ -87,6 +91,7 @@ def line_plot(
         return height - BOTTOM - (min(max(y, y0), y1) - y0) / (y1 - y0) * (height - TOP - BOTTOM)
 
     parts = [_head(title, _describe(lines, points, percent), width, height)]
+    parts += _shades(spans, px, (x0, x1), (TOP, height - BOTTOM))
     for y in nice_ticks(y0, y1):
         label = f"{100 * y:g} %" if percent else number(y)
         parts.append(_rule(LEFT, width - RIGHT, py(y), py(y), "grid"))
@@ -104,6 +109,25 @@ def line_plot(
         tip = f"{100 * y:.1f} % ({100 * low:.0f}-{100 * high:.0f} %)" if percent else number(y)
         parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4.5"><title>{tip}</title></circle></g>')
     return "".join(parts) + "</svg>"
+
+
+def _shades(
+    spans: Sequence[Span], px: Callable[[float], float], seen: tuple[float, float], ys: tuple[float, float]
+) -> list[str]:
+    """Rectangles of the spans that are ``seen``, every other one shaded, each with its number at the top."""
+    parts: list[str] = []
+    free = 0.0  # where the next number has room
+    for index, (begin, end, name) in enumerate(spans):
+        left, right = px(min(max(begin, seen[0]), seen[1])), px(min(max(end, seen[0]), seen[1]))
+        if end < seen[0] or begin > seen[1]:
+            continue
+        parts.append(
+            f'<rect class="span{index % 2}" x="{left:.1f}" y="{ys[0]}" width="{max(1.0, right - left):.1f}" '
+            f'height="{ys[1] - ys[0]}"><title>{escape(name)}</title></rect>'
+        )
+        free = max(left + 4, free) + 12
+        parts.append(_text(free - 12, ys[0] - 4, str(index + 1), "start"))
+    return parts
 
 
 def interval_bars(rows: Sequence[tuple[str, float, float, float]], title: str = "Success rates") -> str:

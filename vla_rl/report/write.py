@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vla_rl.report.plots import HEIGHT, SMALL, WIDTH, Mark, Point, interval_bars, line_plot
+from vla_rl.report.plots import HEIGHT, SMALL, WIDTH, Mark, Point, Span, interval_bars, line_plot
 from vla_rl.runtime.metrics import plain, write_text
 from vla_rl.runtime.versions import machine
 
@@ -189,6 +189,19 @@ def _line(rows: list[dict[str, Any]], key: str, x: str = "step") -> list[Point]:
     return [(a / scale, float(b)) for a, b in kept]
 
 
+def _stages(rows: list[dict[str, Any]], x: str = "step") -> list[Span]:
+    """When each stage of the run's schedule began and ended, as its rows say."""
+    scale, spans = (60.0 if x == "seconds" else 1.0), []
+    marked = [(row[x] / scale, row["stage"]) for row in rows if "stage" in row and row.get(x) is not None]
+    for at, name in marked:
+        if spans and spans[-1][2] == name:
+            spans[-1] = (spans[-1][0], at, name)
+        else:
+            spans = [*spans[:-1], (spans[-1][0], at, spans[-1][2])] if spans else []
+            spans.append((at, at, name))
+    return [span for span in spans if span[2]]
+
+
 def _speed(rows: list[dict[str, Any]]) -> list[Point]:
     """(step, environment steps per second since the row before)."""
     timed = [r for r in rows if isinstance(r.get("seconds"), (int, float)) and "evaluation" not in r]
@@ -212,6 +225,7 @@ def _learning(data: dict[str, Any]) -> str:
             points=_marks(data, x),
             percent=True,
             size=size,
+            spans=_stages(rows, x),
         )
         for label, x, size in (
             ("environment steps", "step", (WIDTH, HEIGHT)),
@@ -221,7 +235,8 @@ def _learning(data: dict[str, Any]) -> str:
     rest = [("Success against time", timed)]
     for title, lines in SIGNALS.items():
         series = {name: _line(rows, key) for name, key in lines.items()}
-        rest.append((_titled(title, series), line_plot(title, "environment steps", series, size=SMALL)))
+        plot = line_plot(title, "environment steps", series, size=SMALL, spans=_stages(rows))
+        rest.append((_titled(title, series), plot))
     title = "Environment steps per second"
     speed = {"steps per second": _speed(rows)}
     rest.append((title, line_plot(title, "environment steps", speed, size=SMALL)))
@@ -229,6 +244,10 @@ def _learning(data: dict[str, Any]) -> str:
         '<p class="soft">Line: success of the last 100 training episodes (with exploration). '
         "Dots: evaluation without exploration, with 95 % Wilson intervals.</p>"
     )
+    names = dict.fromkeys(name for _, _, name in _stages(rows))
+    if names:
+        said = ", ".join(f"{i}: {escape(name)}" for i, name in enumerate(names, 1))
+        note += f'<p class="soft">Shaded: stages of the schedule ({said}).</p>'
     figures = "".join(f"<figure><figcaption>{escape(t)}</figcaption>{svg}</figure>" for t, svg in rest if svg)
     first = "<figure><figcaption>Success against environment steps</figcaption>" + main + "</figure>"
     return _section("Learning", f'{first}{note}<div class="two">{figures}</div>')

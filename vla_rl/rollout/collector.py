@@ -7,15 +7,16 @@ next (needed to bootstrap a truncation).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from vla_rl.environment import VlaVectorEnv
+from vla_rl.environment import StartState, VlaVectorEnv
 from vla_rl.errors import NonFiniteError
 from vla_rl.keys import ENV_STATE, INSTRUCTION, STATE, TASK
 from vla_rl.nn.language import sentence_vectors
@@ -36,6 +37,7 @@ class Episode:
         steps: its length in control steps.
         row: environment row it ran in.
         interrupted: the worker died or the collection was cut; not counted as a failure.
+        returned: it began from a saved state, not from the environment's own beginning.
     """
 
     seed: int
@@ -44,6 +46,31 @@ class Episode:
     steps: int
     row: int
     interrupted: bool = False
+    returned: bool = False
+
+
+class Starts(Protocol):
+    """Decides where episodes begin, from what it is told of earlier ones (``vla_rl.schedule.Schedule``)."""
+
+    def begin(self, rows: Sequence[int]) -> dict[int, StartState]:
+        """Saved states for those of ``rows`` that begin there."""
+        ...
+
+    def look(self, steps: Sequence[int]) -> None:
+        """Called before every step, with the steps [B] since each row's beginning."""
+        ...
+
+    def took_over(self, row: int, step: int) -> None:
+        """Somebody is engaged at this step."""
+        ...
+
+    def rewound(self, row: int, step: int) -> None:
+        """The episode is back at ``step``."""
+        ...
+
+    def ended(self, row: int, success: bool, step: int) -> bool:
+        """The episode is over; True when it had begun from a saved state."""
+        ...
 
 
 class Collector:
@@ -52,7 +79,9 @@ class Collector:
     Frames given to ``sink`` at each step, for the rows that were stepped: ``observation`` (vector keys; also
     images when ``store_images``; and the instruction as a vector), ``base_action`` [k, N, A], ``action`` [k, A] (executed), ``intervention``,
     ``reward``, ``terminated``, ``truncated``, ``final`` [k]. An episode is closed by a frame with ``final``
-    true: its last observation, zero action, and the base's next action.
+    true: its last observation, zero action, and the base's next action. When a person has rewound a robot
+    (``info["rewound"]``), the frames of that step carry ``forget`` [k] int64: the last so many frames of the row, this one
+    included, are to be left out of replay. The policy begins anew there: a chunk planned before is stale.
 
     Args:
         env: the batch of environments.
@@ -61,6 +90,7 @@ class Collector:
         sink: where frames go; None = nowhere.
         on_episode: called with each finished ``Episode``.
         store_images: keep every step's images in the frames (renders every row at every step).
+        starts: decides where episodes begin; None = the environment.
 
     Raises:
         UserError: policy and environment do not fit.
@@ -75,10 +105,12 @@ class Collector:
         sink: FrameSink | None = None,
         on_episode: Callable[[Episode], None] | None = None,
         store_images: bool = False,
+        starts: Starts | None = None,
     ) -> None:
         check_compatible(policy.spec, env.env_spec)
         self.env, self.policy, self.seeds = env, policy, seeds
         self.sink, self.on_episode, self.store_images = sink, on_episode, store_images
+        self.starts = starts
         spec = env.env_spec
         self.low = torch.tensor(spec.action_low)
         self.high = torch.tensor(spec.action_high)
@@ -104,7 +136,11 @@ class Collector:
             seeds[row] = self.seeds(self.episodes_started, int(row))
             self.episodes_started += 1
         self.episode_seed = seeds
-        self.observation, _ = self.env.reset(seed=seeds, options={"reset_mask": mask})
+        options: dict = {"reset_mask": mask}
+        if self.starts is not None:
+            starts = self.starts.begin(np.flatnonzero(mask).tolist())
+            options |= {"start": starts} if starts else {}
+        self.observation, _ = self.env.reset(seed=seeds, options=options)
         self.length[mask] = 0
         self.state = reset_rows(self.policy, self.state, torch.from_numpy(mask))
 
@@ -147,12 +183,17 @@ class Collector:
         Raises:
             NonFiniteError: the policy's action is NaN or infinite.
         """
+        if self.starts is not None:
+            self.starts.look(self.length.tolist())
         observation = self._seen(self._wanted())
         output, next_state = self.policy.act(observation, self.state, deterministic=deterministic)
         action = output["action"]
         if not torch.isfinite(action).all():
             raise NonFiniteError("the policy's action is not finite")
         action = torch.maximum(torch.minimum(action, self.high), self.low)
+        if self.starts is not None and "intervention" in output:
+            for row in output["intervention"].nonzero().flatten().tolist():
+                self.starts.took_over(row, int(self.length[row]))
         # Before the step: an environment may hand out views of memory that the step overwrites.
         frames = self._frames(observation, output, action) if self.sink is not None else None
         self.env.step_async(action)
@@ -163,20 +204,34 @@ class Collector:
         count = self.env.num_envs
         self.steps += count
         self.last_base = _base_candidates(output)
+        rewound = info.get("rewound")
+        if rewound is not None and not rewound.any():
+            rewound = None
         if self.sink is not None and frames is not None:
             frames.update({"reward": reward, "terminated": terminated, "truncated": truncated})
+            if rewound is not None:
+                frames["forget"] = rewound
             self.sink(frames, torch.arange(count))
         self.observation, self.state = after, next_state
+        if rewound is not None:
+            self._rewind(rewound)
         done = terminated | truncated
         if not done.any():
             return []
         return self._finish(terminated, truncated, info)
 
+    def _rewind(self, steps: Tensor) -> None:
+        self.length -= steps.numpy()
+        self.state = reset_rows(self.policy, self.state, steps > 0)
+        if self.starts is not None:
+            for row in steps.nonzero().flatten().tolist():
+                self.starts.rewound(row, int(self.length[row]))
+
     def _finish(self, terminated: Tensor, truncated: Tensor, info: dict) -> list[Episode]:
         done = terminated | truncated
         self._close(done, bootstrap=truncated & ~terminated)
         success = torch.as_tensor(info["success"])
-        restarted = info.get("worker_restarted")
+        broken = [info[key] for key in ("worker_restarted", "discarded") if key in info]
         ids = self.env.task_ids()
         episodes = []
         for row in done.nonzero().flatten().tolist():
@@ -186,8 +241,10 @@ class Collector:
                 success=bool(success[row]),
                 steps=int(self.length[row]),
                 row=row,
-                interrupted=bool(restarted is not None and restarted[row]),
+                interrupted=any(bool(flags[row]) for flags in broken),
             )
+            if self.starts is not None and not episode.interrupted:
+                episode.returned = self.starts.ended(row, episode.success, episode.steps)
             episodes.append(episode)
             if self.on_episode is not None:
                 self.on_episode(episode)

@@ -121,4 +121,5 @@ class MemoryWatch:
 
     def peak_mb(self) -> float:
         """Largest total so far, MiB."""
-        return max(self._peak, self._now())
+        self._peak = max(self._peak, self._now())
+        return self._peak

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from real.contract import load_contract
+from real.gripper_server import GripperServer
 from real.ros2 import Link, Ticker, seconds, stamp_of
 from sim.arm_world import ArmWorld
+from sim.command_limits import CommandLimits
 from sim.trajectory_player import TrajectoryPlayer
 
 PARAMETERS = {
@@ -36,6 +38,7 @@ PARAMETERS = {
     "joint_noise": (0.0, "standard deviation of the reported joints, rad"),
     "shuffle_joints": (False, "report the joints in another order each time"),
     "freeze_camera": (False, "pictures stop coming"),
+    "clock_offset": (0.0, "seconds by which this machine's clock is wrong: added to every stamp"),
     "kill_controller": (False, "the controller ignores commands; the drives hold the arm where it is"),
     "speed": (1.0, "simulated seconds per second; other than 1 publishes /clock for use_sim_time"),
     "log": ("", "file for every tick's reference and motion (float64 rows), for an independent check"),
@@ -76,9 +79,10 @@ class SimArm:
         self.contract = load_contract(self["robot"])
         names = tuple(self.contract.cameras)
         size = max((camera.height for camera in self.contract.cameras.values()), default=96)
-        self.world = ArmWorld(self.contract.home, names, size)
+        self.world = ArmWorld(self.contract.home, names, size, self.contract.limits.velocity)
         self.world.reset(self["seed"])
         self.player = TrajectoryPlayer(self.world.joints)
+        self.limits = CommandLimits(self.contract.limits.velocity, self.contract.limits.acceleration)
         self.dt = 1 / self.contract.command.rate_hz
         self.random = random.Random(0)
         self._lock = threading.Lock()
@@ -103,12 +107,18 @@ class SimArm:
         position = command.topic if command.kind == "position" else "/forward_position_controller/commands"
         self.link.listen(trajectory, JointTrajectory, lambda m: self._hear("trajectory", m))
         self.link.listen(position, Float64MultiArray, lambda m: self._hear("position", m))
-        if gripper is not None:
+        self.fingers = None
+        if gripper is not None and gripper.kind == "topic":
             self.link.listen(gripper.topic, Float64MultiArray, lambda m: self._hear("gripper", m))
+        elif gripper is not None:
+            self.fingers = GripperServer(
+                gripper, self.link, lambda x: self._hear("gripper", Float64MultiArray(data=[x]))
+            )
         self.link.trigger("/scene/reset", self._ask_reset)
         self.rows: list[list[float]] = []
         self.stopping = threading.Event()
         self.time = 0.0
+        self.limits.rest(self.world.joints, self.time)
         self.ticks = 0
 
     def __getitem__(self, name: str) -> Any:
@@ -131,6 +141,11 @@ class SimArm:
             self._commands.append(("reset", None, 0.0))
         return True, f"scene {self['seed']}"
 
+    @property
+    def reference(self) -> np.ndarray:
+        """[7] rad: what the drives follow now."""
+        return self.limits.motion[0]
+
     def now(self) -> float:
         """Seconds of the clock that stamps carry."""
         return self.time if self.clock is not None else self.link.now()
@@ -146,6 +161,8 @@ class SimArm:
                 self.time = until - self.dt
             while self.time + self.dt <= until + 1e-6:
                 self._tick()
+            if self.fingers is not None:
+                self.fingers.update(self.time, self.world.finger)
             self._report(every)
             if self.ticks % 100 == 0:
                 self._diagnose(ticker)
@@ -157,8 +174,8 @@ class SimArm:
         self._take()
         now = self.time
         if self["kill_controller"]:
-            self.player.rest(self.player.at(now)[0])
-        self.world.advance(self.dt, lambda t: self.player.at(now + t))
+            self.player.rest(self.reference)
+        self.world.advance(self.dt, lambda t: self.limits.follow(self.player.at, now + t))
         self.time += self.dt
         self.ticks += 1
         self._log()
@@ -201,6 +218,7 @@ class SimArm:
         seed = self["seed"]
         self.world.reset(seed)
         self.player.rest(self.world.joints)
+        self.limits.rest(self.world.joints, self.time)
         self._late.clear()
         self.link.node.set_parameters([Parameter("seed", value=seed + 1)])
 
@@ -210,11 +228,11 @@ class SimArm:
         from builtin_interfaces.msg import Time
 
         now = self.time
-        stamp = stamp_of(now, Time)
         if self.clock is not None:
             from rosgraph_msgs.msg import Clock
 
-            self.clock.publish(Clock(clock=stamp))
+            self.clock.publish(Clock(clock=stamp_of(now, Time)))
+        stamp = stamp_of(now + self["clock_offset"], Time)
         self._send(self.states, self._joint_state(stamp), now + self["latency"], self["drop_states"])
         self._send(self.poses, self._pose(stamp), now, 0.0)
         if self.ticks % every == 0 and not self["freeze_camera"]:
@@ -293,7 +311,7 @@ class SimArm:
             world = self.world
             row = [
                 self.time,
-                *self.player.at(self.time)[0],
+                *self.reference,
                 *world.joints,
                 *world.joint_velocity,
                 world.finger,

@@ -1,0 +1,1 @@
+"""Benchmarks on a robot, behind ``vla-rl bench control | faults | sim_arm``."""

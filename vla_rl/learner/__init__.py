@@ -1,0 +1,1 @@
+"""The learner in a process of its own, so that updates never delay a control step."""
