@@ -119,7 +119,9 @@ def of_scheduler(scheduler: Any, steps: int) -> Chain:
     """
     kind, config = type(scheduler).__name__, scheduler.config
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise UserError(f"{kind} has no tractable standard deviation here: use DDPMScheduler or DDIMScheduler")
+        raise UserError(
+            f"{kind} has no tractable standard deviation here: use DDPMScheduler or DDIMScheduler"
+        )
     variance = config.get("variance_type", "fixed_small")
     if variance not in ("fixed_small", "fixed_small_log") or config.get("thresholding"):
         raise UserError(
@@ -136,7 +138,9 @@ def of_scheduler(scheduler: Any, steps: int) -> Chain:
     before = [scheduler.alphas_cumprod[t] for t in times]
     after = [scheduler.alphas_cumprod[t - stride] if t - stride >= 0 else last for t in times]
     if not torch.allclose(torch.stack(before[1:]), torch.stack(after[:-1])) if steps > 1 else False:
-        raise UserError(f"timestep_spacing={config.timestep_spacing}: its levels do not join; use leading or linspace")
+        raise UserError(
+            f"timestep_spacing={config.timestep_spacing}: its levels do not join; use leading or linspace"
+        )
     levels = torch.stack([before[0], *after]).double()
     return Chain(
         times,
