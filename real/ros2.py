@@ -355,16 +355,17 @@ class Ticker:
             UserError: without ``stop``, ``/clock`` stands still for ``STILL`` seconds.
         """
         self.deadline += self.period
-        late = self._now() - self.deadline
-        if late > self.period:
-            skipped = int(late / self.period)
-            self.missed += skipped
-            self.deadline += skipped * self.period
         if self.simulated:
             self._await_clock(stop)
         else:
             time.sleep(max(0.0, self.deadline - time.monotonic()))
-        return self._now() - self.deadline
+        late = self._now() - self.deadline
+        # After the sleep, which may last too long as well: whoever asks ``missed`` now knows of all of them.
+        if late > self.period:
+            skipped = int(late / self.period)
+            self.missed += skipped
+            self.deadline += skipped * self.period
+        return late
 
     def _await_clock(self, stop: threading.Event | None) -> None:
         seen, since = self._now(), time.monotonic()

@@ -35,6 +35,9 @@ TAIL = 0.02
 JUMP = 0.05
 """Seconds by which the clock may differ from the schedule of ticks before the schedule follows at once."""
 
+SLEW = 0.005
+"""Share of a tick by which the schedule follows the clock otherwise: so much faster or slower is all carried out."""
+
 SAG = 0.02
 """rad: an arm that stands this near to its command has not been moved."""
 
@@ -126,7 +129,11 @@ class SafetyLoop:
             missed = ticker.missed - missed
             now = self.link.now()
             schedule += (1 + missed) * self.dt
-            schedule = now if abs(now - schedule) > JUMP else schedule + 0.02 * (now - schedule)
+            away = now - schedule
+            # Faster than this, the schedule itself would make the arm exceed its limits.
+            schedule = (
+                now if abs(away) > JUMP else schedule + np.clip(0.02 * away, -SLEW * self.dt, SLEW * self.dt)
+            )
             setpoint = self.tick(now, schedule, missed)
             count += 1
             if count % LOOK_AROUND == 0:

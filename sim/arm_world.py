@@ -97,8 +97,8 @@ class ArmWorld:
             mujoco.mj_fullM(model, self.mass, data.qM)
             # A position loop around a velocity loop, as drives have it: where nothing saturates, critically damped.
             error = position - data.qpos[self.qpos]
-            speed = np.clip(velocity + BANDWIDTH / 2 * error, -self.speed, self.speed)
-            wanted = acceleration + 2 * BANDWIDTH * (speed - data.qvel[self.qvel])
+            speed = velocity + BANDWIDTH / 2 * error + acceleration / (2 * BANDWIDTH)
+            wanted = 2 * BANDWIDTH * (np.clip(speed, -self.speed, self.speed) - data.qvel[self.qvel])
             inertia = self.mass[np.ix_(self.qvel, self.qvel)]
             torque = inertia @ wanted + data.qfrc_bias[self.qvel]
             data.ctrl[:7] = np.clip(torque, -self.torque, self.torque)

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ACTION, IMAGES, STATE
+from vla_rl.policies.inside import copy_inside
 from vla_rl.policies.lerobot_folder import first_line, local_folder, read_config, time_steps
-from vla_rl.policies.nano import VLM_FOLDER, nano_policy, save_policy, vlm_path
+from vla_rl.policies.nano import nano_policy, save_policy
+from vla_rl.policies.nano_dit import nano_dit
 from vla_rl.pretrain_data import Samples
 from vla_rl.pretrain_vision import vision_targets, warm_start_vision
 
@@ -37,7 +39,7 @@ class PretrainConfig:
     """Settings.
 
     Attributes:
-        type: ``smolvla_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy folder or hub id
+        type: ``smolvla_nano``, ``dit_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy folder or hub id
             whose weights to continue from.
         steps: optimiser steps.
         batch_size: samples per step.
@@ -128,7 +130,7 @@ def check_type(kind: str) -> None:
 
     from vla_rl.config import nearest
 
-    known = sorted([*PreTrainedConfig.get_known_choices(), "smolvla_nano"])
+    known = sorted([*PreTrainedConfig.get_known_choices(), "smolvla_nano", "dit_nano"])
     if not _is_folder(kind) and kind not in known:
         raise UserError(f"type={kind} is no policy type or folder: {nearest(kind, known)}")
 
@@ -149,6 +151,10 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
     if config.type == "smolvla_nano":
         shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
         policy = nano_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
+        return policy, policy.config
+    if config.type == "dit_nano":
+        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
+        policy = nano_dit(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
         return policy, policy.config
     if _is_folder(config.type):
         return _continued(config, inputs, outputs, folder)
@@ -189,10 +195,7 @@ def _continued(config: PretrainConfig, inputs: dict, outputs: dict, folder: Path
         if ".empty_camera_" not in key and (found is None or tuple(found.shape) != tuple(feature.shape)):
             have = "nothing" if found is None else tuple(found.shape)
             raise UserError(f"{source} reads {key} {tuple(feature.shape)}; the data set has {have}")
-    vlm = vlm_path(source)
-    if vlm is not None:
-        shutil.copytree(vlm, folder / VLM_FOLDER, dirs_exist_ok=True)
-        policy_config.vlm_model_name = str(folder / VLM_FOLDER)
+    copy_inside(source, folder)
     for key, value in (config.overrides or {}).items():
         if not hasattr(policy_config, key):
             raise UserError(f"overrides.{key}: {policy_config.type} has no such field")
@@ -319,8 +322,7 @@ class Pretrainer:
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir(parents=True)
-            if (self.work / VLM_FOLDER).is_dir():
-                shutil.copytree(self.work / VLM_FOLDER, new / VLM_FOLDER)
+            copy_inside(self.work, new)
             save_policy(new, self.policy, self.before, self.after)
             self._save_state(new)
         except Exception as error:

@@ -156,7 +156,7 @@ class Trainer:
         """Success on fixed seeds of the present policy, or of the frozen ``base`` alone."""
         policy = self.algorithm.eval_policy
         return evaluate(
-            self.env, policy.base if base else policy, episodes, seed, film=film, progress=progress
+            self.env, self.algorithm.base if base else policy, episodes, seed, film=film, progress=progress
         )
 
     def learn(self) -> None:
@@ -183,7 +183,9 @@ class Trainer:
                 self._log()
             late = run.minutes is not None and progress.seconds > 60 * run.minutes
             evaluating = next_evaluation is not None and progress.steps >= next_evaluation
-            if progress.steps >= next_checkpoint or evaluating or late:
+            # An arm does not wait for a learner that is being started again.
+            due = progress.steps >= next_checkpoint and not self._learner_starting()
+            if due or evaluating or late:
                 self.collector.cut()
                 if evaluating:
                     assert next_evaluation is not None
@@ -201,6 +203,9 @@ class Trainer:
             if isinstance(self.algorithm, RemoteLearner):
                 self.algorithm.settle()
             self.checkpoint()
+
+    def _learner_starting(self) -> bool:
+        return isinstance(self.algorithm, RemoteLearner) and self.algorithm.starting
 
     def _stages(self, *, playing: bool) -> None:
         """Begin the stages whose time has come; those of updates are gone through here and now."""
@@ -233,7 +238,8 @@ class Trainer:
         due = self.algorithm.updates_due()
         totals: dict[str, list[torch.Tensor]] = {}
         # The critic-only updates after the warm-up come in slices, so that progress stays visible.
-        for _ in range(min(due, 16 * self.env.num_envs)):
+        most = due if self.algorithm.on_policy else 16 * self.env.num_envs
+        for _ in range(min(due, most)):
             for name, value in self.algorithm.update().items():
                 totals.setdefault(name, []).append(value)
         self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}

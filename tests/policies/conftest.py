@@ -27,3 +27,13 @@ def diffusion_folder(tmp_path_factory):
     return tiny.lerobot_folder(
         tmp_path_factory.mktemp("diffusion") / "diffusion", "diffusion", **tiny.DIFFUSION
     )
+
+
+@pytest.fixture(scope="session")
+def dit_folder(tmp_path_factory):
+    return tiny.tiny_dit(tmp_path_factory.mktemp("dit") / "dit")
+
+
+@pytest.fixture(scope="session")
+def dit_flow_folder(tmp_path_factory):
+    return tiny.tiny_dit(tmp_path_factory.mktemp("dit_flow") / "dit", objective="flow_matching")

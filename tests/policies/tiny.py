@@ -34,6 +34,38 @@ def tiny_vla(out: Path, **settings) -> Path:
     return build_smolvla_nano(out, state_dim=5, action_dim=3, **settings)
 
 
+def tiny_dit(out: Path, **settings) -> Path:
+    """A nano MultiTaskDiT of its own CLIP, at random."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from vla_rl.policies.nano import save_policy
+    from vla_rl.policies.nano_dit import nano_dit
+
+    inputs = {
+        "observation.state": PolicyFeature(FeatureType.STATE, (5,)),
+        "observation.images.base": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+    }
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (3,))}
+    small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "hidden_dim": 48}
+    small |= {"num_layers": 1, "chunk_size": 6, "num_inference_steps": 3, "num_integration_steps": 3}
+    torch.manual_seed(0)
+    model = nano_dit(out, features=(inputs, outputs), tasks=TASKS, **(small | settings))
+    for (
+        block
+    ) in model.noise_predictor.transformer_blocks:  # LeRobot starts them at zero: deaf to the condition
+        torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.2)
+    stats = {
+        "observation.state": {"min": -torch.ones(5), "max": torch.ones(5)},
+        "observation.images.base": {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)},
+        "action": {"min": -torch.ones(3), "max": torch.ones(3)},
+    }
+    before, after = make_pre_post_processors(model.config, dataset_stats=stats)
+    save_policy(out, model, before, after)
+    return out
+
+
 def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int = 0, **settings) -> Path:
     """Any other LeRobot type with random weights, saved as LeRobot saves it."""
     import torch

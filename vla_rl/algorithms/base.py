@@ -17,6 +17,12 @@ class Algorithm(Protocol):
     config: Any
     """A typed dataclass, usable as a hydra structured config."""
 
+    base: Policy
+    """Frozen; what it began from."""
+
+    on_policy: bool
+    """Its updates are done all at once: nothing is collected half-way."""
+
     policy: Policy
     """Acts while collecting; explores unless ``deterministic``."""
 

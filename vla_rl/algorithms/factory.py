@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vla_rl.algorithms.dppo import DPPO, DPPOConfig
 from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
@@ -31,6 +32,11 @@ def residual_td3(
 def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> RLPD:
     """The same learner without its base, which is not used."""
     return RLPD(typed(RLPDConfig, settings), env_spec, num_envs, _checked(device))
+
+
+def dppo(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DPPO:
+    """PPO over the denoising steps of a diffusion or flow policy."""
+    return DPPO(typed(DPPOConfig, settings), base, env_spec, num_envs, _checked(device))
 
 
 def filtered_bc(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> FilteredBC:

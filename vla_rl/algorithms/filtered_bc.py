@@ -83,12 +83,14 @@ class FilteredBC:
         UserError: a setting that does not fit the environment.
     """
 
+    on_policy = False
+
     def __init__(self, config: FilteredBCConfig, base: Policy, env_spec: EnvSpec, num_envs: int) -> None:
         if config.batch_size < 1 or config.utd < 0 or config.warmup_steps < 0:
             raise UserError(
                 "algorithm.batch_size, utd and warmup_steps must not be negative (batch_size >= 1)"
             )
-        self.config = config
+        self.config, self.base = config, base
         self.box = ActionBox(env_spec)
         self.scale = action_scale(config.scale, env_spec, config.gripper_scale)
         self.encoder = Encoder(

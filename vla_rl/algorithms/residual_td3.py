@@ -168,6 +168,8 @@ class ResidualTD3:
         UserError: a setting that does not fit the environment.
     """
 
+    on_policy = False
+
     def __init__(
         self,
         config: ResidualTD3Config,
@@ -209,6 +211,7 @@ class ResidualTD3:
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)  # learning
         self.acting_generator = torch.Generator().manual_seed(seed + 1)
+        self.base = base
         self.steps = 0
         self.updates = 0
         self.offline = 0

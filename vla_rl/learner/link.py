@@ -40,7 +40,8 @@ class LearnerLink:
         """The newest, not yet taken."""
         self.failure: dict[str, Any] | None = None
         """What it said before it ended by itself: ``error``, ``text``, ``trace``."""
-        self.dead = False
+        self.dead = self.heard = False
+        """Whether it has ended; whether it has said anything yet."""
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._send, self._receive)]
         for thread in self._threads:
             thread.start()
@@ -82,6 +83,7 @@ class LearnerLink:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 kind, tensors, fields = unpack(self._pipe.recv_bytes())
+                self.heard = True
                 if kind == "weights":
                     with self._lock:
                         self.weights = tensors, fields

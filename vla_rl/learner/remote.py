@@ -76,6 +76,7 @@ class RemoteLearner:
             )
         self.local, self.folder, self.newest = local, folder, newest
         self.policy, self.eval_policy, self.config = local.policy, local.eval_policy, local.config
+        self.base, self.on_policy = local.base, local.on_policy
         serve = (settings, local.policy.base.spec, env_spec, num_envs, seed, threads, every, nice)
         self._begin = lambda: LearnerLink(serve)
         self.link = self._begin()
@@ -98,6 +99,11 @@ class RemoteLearner:
     def ready(self) -> bool:
         """Whether the warm-up is over."""
         return self.local.ready
+
+    @property
+    def starting(self) -> bool:
+        """Whether its process is still on its way: whoever asks it for something now has to wait."""
+        return self.link.dead or not self.link.heard
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Journal the frames, send them, count them."""

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.policies.base import Observation
+from vla_rl.policies.heads import Head
 
 
 @runtime_checkable
@@ -21,6 +22,24 @@ class FromNoise(Protocol):
         self, observation: Observation, state: TensorDict, noise: Tensor
     ) -> tuple[TensorDict, TensorDict]:
         """As ``act``, from ``noise`` [B, T', A'] float32."""
+        ...
+
+
+@runtime_checkable
+class Denoising(Protocol):
+    """A flow or diffusion policy whose every denoising step can be looked at and trained."""
+
+    @property
+    def head(self) -> Head:
+        """Its denoiser; raises ``UserError`` when the loaded model has none."""
+        ...
+
+    def encode(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """What ``head`` is conditioned on [B, ...], and the next state."""
+        ...
+
+    def actions_of(self, x: Tensor) -> Tensor:
+        """Action chunks [B, T, A] in environment units, of the head's denoised ``x`` [B, T', A']."""
         ...
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, TASK
 from vla_rl.policies.base import Observation, PolicySpec
+from vla_rl.policies.heads import Head, head_of
 from vla_rl.policies.lerobot_folder import (
     flow_steps_of,
     load_policy_folder,
@@ -75,6 +76,30 @@ class LeRobotPolicy:
         )
         self.noise_shape = _noise_shape(config, self.model)
         self._guided, self._guiding = _guided(config, self.model), False
+        self._head: Head | None = None
+
+    @property
+    def head(self) -> Head:
+        """Its denoising steps.
+
+        Raises:
+            UserError: a type without them.
+        """
+        self._head = self._head or head_of(self.model)
+        return self._head
+
+    def encode(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """What ``head`` is conditioned on [B, ...], and the next state."""
+        self._check(observation)
+        state = self.observe(observation, state)
+        with torch.no_grad():
+            return self.head.encode(self._batch(observation, state)), state
+
+    def actions_of(self, x: Tensor) -> Tensor:
+        """Action chunks [B, T, A] in environment units, of the head's denoised ``x`` [B, T', A']."""
+        first = self.head.first
+        x = x[:, first : first + self.spec.chunk_length, : self.spec.action_dim]
+        return self.after(x).float().cpu()
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """Nothing for policies that see one step; an empty history for the others."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import UserError
-from vla_rl.policies.nano import VLM_FOLDER, vlm_path
+from vla_rl.policies.inside import inside, make_absolute
 
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
@@ -72,11 +72,7 @@ def read_config(folder: Path, device: str = "cpu") -> Any:
         ) from error
     config.device = device
     config.pretrained_path = folder
-    if getattr(config, "vlm_model_name", None) == VLM_FOLDER:
-        inside = vlm_path(folder)
-        if inside is None:
-            raise UserError(f"{folder / VLM_FOLDER / 'config.json'} is missing: copy the folder again")
-        config.vlm_model_name = str(inside.resolve())
+    make_absolute(config, folder)
     return config
 
 
@@ -128,8 +124,9 @@ def load_policy_folder(folder: Path, config: Any) -> tuple[Any, Any, Any]:
 
     stored = stored_names(folder / WEIGHTS)
     overrides: dict[str, Any] = {"device_processor": {"device": config.device}}
-    if vlm_path(folder) is not None:
-        overrides["tokenizer_processor"] = {"tokenizer_name": config.vlm_model_name}
+    built_on = getattr(config, "vlm_model_name", None) or getattr(config, "text_encoder_name", None)
+    if built_on and inside(folder):
+        overrides["tokenizer_processor"] = {"tokenizer_name": built_on}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
             model = get_policy_class(config.type).from_pretrained(str(folder), config=config)

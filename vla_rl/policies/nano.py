@@ -7,15 +7,13 @@ folder as ``vlm/``; ``config.json`` names it by that relative path, so the folde
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, STATE, image_key
-
-VLM_FOLDER = "vlm"
+from vla_rl.policies.inside import VLM_FOLDER, blank_weights, inside, make_relative
 
 VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch")
 """Settings of ``build_vlm`` that change the size of the model."""
@@ -29,36 +27,24 @@ from to into onto on off of out over under with and it at in upright near far fi
 """Words of robot instructions, from which the tokenizer is trained."""
 
 
+SPECIAL = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+)
+"""SmolVLM's special tokens."""
+
+
 def build_tokenizer(extra: Iterable[str] = ()) -> Any:
     """A byte-level BPE tokenizer over ``CORPUS`` and ``extra`` sentences, with SmolVLM's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<image>",
-        "<fake_token_around_image>",
-        "<global-img>",
-        "<end_of_utterance>",
-    ]
-    words = CORPUS.split()
-    sentences = [" ".join(words[i : i + 8]) for i in range(len(words))] + list(extra) * 4
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        sentences,
-        trainers.BpeTrainer(
-            vocab_size=1024,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_bpe(extra, SPECIAL),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -71,6 +57,25 @@ def build_tokenizer(extra: Iterable[str] = ()) -> Any:
     )
     fast.fake_image_token = "<fake_token_around_image>"
     return fast
+
+
+def train_bpe(extra: Iterable[str], special: Sequence[str]) -> Any:
+    """A byte-level BPE over ``CORPUS`` and ``extra`` sentences; the ``special`` tokens have the first ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    words = CORPUS.split()
+    sentences = [" ".join(words[i : i + 8]) for i in range(len(words))] + list(extra) * 4
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return tokenizer
 
 
 def build_vlm(
@@ -306,34 +311,7 @@ def save_policy(folder: Path, model: Any, before: Any, after: Any) -> None:
     model.save_pretrained(folder)
     before.save_pretrained(folder)
     after.save_pretrained(folder)
+    for path in inside(folder):
+        if (path / "model.safetensors").is_file():
+            blank_weights(path)
     make_relative(folder)
-
-
-def vlm_path(policy_folder: Path) -> Path | None:
-    """The VLM directory inside a saved policy folder, if it has one."""
-    inside = policy_folder / VLM_FOLDER
-    return inside if (inside / "config.json").is_file() else None
-
-
-def make_relative(policy_folder: Path) -> None:
-    """Rewrite absolute paths of the VLM in a saved policy's JSON files to ``vlm`` so that it can be moved."""
-    if vlm_path(policy_folder) is None:
-        return
-    for file in policy_folder.glob("*.json"):
-        data = json.loads(file.read_text())
-        changed = _replace_paths(data)
-        if changed != data:
-            file.write_text(json.dumps(changed, indent=2) + "\n")
-
-
-def _replace_paths(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {
-            key: VLM_FOLDER
-            if key in ("vlm_model_name", "tokenizer_name")
-            and isinstance(value, str)
-            and Path(value).name == VLM_FOLDER
-            else _replace_paths(value)
-            for key, value in node.items()
-        }
-    return [_replace_paths(value) for value in node] if isinstance(node, list) else node

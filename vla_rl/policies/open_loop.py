@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,11 +26,19 @@ class OpenLoop:
         horizon: H, steps executed of each; None = all T.
         candidates: N chunks drawn per decision (for a critic to choose from); the first is the default.
 
+        on_decision: called with the rows [k] that asked and what the base gave them, unless deterministic.
+
     Raises:
         UserError: horizon outside 1..T.
     """
 
-    def __init__(self, base: Policy, horizon: int | None = None, candidates: int = 1) -> None:
+    def __init__(
+        self,
+        base: Policy,
+        horizon: int | None = None,
+        candidates: int = 1,
+        on_decision: Callable[[Tensor, TensorDict], None] | None = None,
+    ) -> None:
         length = base.spec.chunk_length
         if not length:
             raise UserError(
@@ -41,7 +50,7 @@ class OpenLoop:
         if candidates < 1:
             raise UserError(f"candidates={candidates} must be at least 1")
         self.history = base.history if isinstance(base, Remembers) else 1
-        self.base, self.candidates = base, candidates
+        self.base, self.candidates, self.on_decision = base, candidates, on_decision
         self.spec = replace(base.spec, chunk_length=0)
         self.queries = 0
         """Calls of the base so far."""
@@ -107,6 +116,8 @@ class OpenLoop:
             else inner[torch.arange(len(rows)).repeat_interleave(self.candidates)]
         )
         output, after = self.base.act(part, states, deterministic=deterministic)
+        if self.on_decision is not None and not deterministic:
+            self.on_decision(rows, output)
         fresh = output["action"][:, : self.horizon]
         fresh = fresh.unflatten(0, (len(rows), self.candidates))
         return fresh, after[:: self.candidates]

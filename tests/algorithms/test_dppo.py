@@ -1,0 +1,164 @@
+"""DPPO on the toy: it learns, goes on bit for bit, and refuses what cannot work."""
+
+import pytest
+import torch
+from toy import SPEC, Loop, PointMass, success_rate
+from toy_diffusion import ToyDiffusion
+
+from vla_rl.algorithms.factory import dppo
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.policies.open_loop import OpenLoop
+
+SMALL = {
+    "decisions": 100,
+    "epochs": 2,
+    "batch_size": 200,
+    "critic_warmup": 1,
+    "hidden": [32],
+    "observation_keys": [STATE, ENV_STATE],
+}
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    return ToyDiffusion()
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return ToyDiffusion(flow=True)
+
+
+def train(algorithm, steps: int, loop=None, envs: int = 16):
+    loop = loop or Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
+    metrics = []
+    while algorithm.steps < steps:
+        loop.step()
+        for _ in range(algorithm.updates_due()):
+            if not algorithm.ready:
+                break
+            metrics.append(algorithm.update())
+    return loop, metrics
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_learns(kind, request):
+    base = OpenLoop(request.getfixturevalue(kind), 4)
+    torch.manual_seed(0)
+    algorithm = dppo(
+        base,
+        SPEC,
+        64,
+        decisions=1600,
+        batch_size=2000,
+        epochs=8,
+        actor_lr=5e-4,
+        min_std=0.08,
+        clip=0.05,
+        clip_first=0.02,
+        hidden=[64, 64],
+        observation_keys=[STATE, ENV_STATE],
+    )
+    torch.manual_seed(1)
+    before = success_rate(algorithm.eval_policy)
+    train(algorithm, 160_000, envs=64)
+    torch.manual_seed(1)
+    after = success_rate(algorithm.eval_policy)
+    assert after > before + 0.25, (before, after)
+
+
+@pytest.mark.parametrize("trained", [1, 3, None])
+def test_any_number_of_trained_steps(diffusion, trained):
+    torch.manual_seed(0)
+    algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, trained_steps=trained, **SMALL)
+    _, metrics = train(algorithm, 2000)
+    assert algorithm.iteration >= 3
+    assert all(torch.isfinite(value) for row in metrics for value in row.values())
+    assert "actor_loss" not in metrics[0] and "actor_loss" in metrics[-1]
+
+
+def test_warm_up_leaves_the_policy_alone(diffusion):
+    torch.manual_seed(0)
+    algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | {"critic_warmup": 99}))
+    before = [p.clone() for p in algorithm.actor.network.parameters()]
+    train(algorithm, 1500)
+    assert algorithm.updates and all(
+        torch.equal(a, b) for a, b in zip(before, algorithm.actor.network.parameters(), strict=True)
+    )
+
+
+def test_the_first_update_starts_at_ratio_one(diffusion):
+    torch.manual_seed(0)
+    algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | {"critic_warmup": 0}))
+    _, metrics = train(algorithm, 600)
+    assert metrics[0]["approx_kl"].abs() < 1e-6 and metrics[0]["clipped"] == 0
+
+
+def test_target_kl_ends_an_iteration(diffusion):
+    torch.manual_seed(0)
+    settings = SMALL | {"critic_warmup": 0, "target_kl": 0.0, "epochs": 50, "actor_lr": 1e-2}
+    algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **settings)
+    _, metrics = train(algorithm, 600)
+    assert len(metrics) < 20
+
+
+def test_divergence_from_the_base_holds_it_back(diffusion):
+    moved = []
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        settings = SMALL | {"base_kl": weight, "actor_lr": 3e-3, "epochs": 8}
+        algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **settings)
+        train(algorithm, 3000)
+        pairs = zip(algorithm.actor.network.parameters(), diffusion.head.network.parameters(), strict=True)
+        moved.append(sum(float((a - b).square().sum()) for a, b in pairs))
+    assert moved[1] < moved[0] / 2
+
+
+def test_resume_is_bit_exact(diffusion, tmp_path):
+    def begin():
+        torch.manual_seed(0)
+        return dppo(OpenLoop(diffusion, 4), SPEC, 16, **SMALL)
+
+    first = begin()
+    train(first, 1480)
+    assert len(first.decisions) and first.iteration >= 2
+    # The collector closes what is under way before a checkpoint: here, begin new episodes.
+    first.decisions._open.clear()
+    first.save(tmp_path)
+    second = begin()
+    second.load(tmp_path)
+    assert len(second.decisions) == len(first.decisions)
+    for algorithm in (first, second):
+        train(algorithm, 3000, Loop(PointMass(16, 9), algorithm.policy, algorithm.observe))
+    assert first.updates == second.updates > 0
+    for a, b in zip(first.actor.network.parameters(), second.actor.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_holds_what_acts(diffusion, tmp_path):
+    torch.manual_seed(0)
+    trained = dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | {"actor_lr": 1e-2}))
+    train(trained, 1500)
+    trained.save(tmp_path, replay=False)
+    fresh = dppo(OpenLoop(diffusion, 4), SPEC, 1, **(SMALL | {"actor_lr": 1e-2}))
+    fresh.load(tmp_path, replay=False)
+    actions = []
+    for algorithm in (trained, fresh):
+        torch.manual_seed(3)
+        policy = algorithm.eval_policy
+        actions.append(
+            policy.act(PointMass(4, 0).observe(), policy.initial_state(4), deterministic=True)[0]["action"]
+        )
+    assert torch.equal(*actions)
+
+
+def test_refusals(diffusion):
+    with pytest.raises(UserError, match="trained_steps=9: the policy denoises in 5 steps"):
+        dppo(OpenLoop(diffusion, 4), SPEC, 4, trained_steps=9)
+    with pytest.raises(UserError, match="min_std=0"):
+        dppo(OpenLoop(diffusion, 4), SPEC, 4, min_std=0.0)
+    with pytest.raises(UserError, match="101 denoising steps"):
+        dppo(OpenLoop(diffusion, 4), SPEC, 4, denoising_steps=101)
+    with pytest.raises(UserError, match="demonstrations=none"):
+        dppo(OpenLoop(diffusion, 4), SPEC, 4).add_demonstrations(None)

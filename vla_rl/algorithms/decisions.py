@@ -1,0 +1,139 @@
+"""What an on-policy learner of action chunks remembers: whole decisions, row by row, until the next update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.returns import gae
+
+FILE = "decisions.safetensors"
+
+
+class Decisions:
+    """Chunks that were decided and carried out, with what came of them.
+
+    ``decided`` is told of every fresh chunk before its first step; ``observe`` gets the collector's frames.
+
+    Args:
+        rows: environment rows B.
+        keys: observation keys to keep.
+    """
+
+    def __init__(self, rows: int, keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+        self._fresh: dict[int, TensorDict] = {}
+        self._open: dict[int, TensorDict] = {}
+        self._closed: list[list[TensorDict]] = [[] for _ in range(rows)]
+
+    def __len__(self) -> int:
+        """Decisions that are over."""
+        return sum(len(row) for row in self._closed)
+
+    def decided(self, rows: Tensor, output: TensorDict) -> None:
+        """Chunks decided for ``rows`` [k]; of ``output`` everything but the action is kept."""
+        kept = output.exclude("action")
+        for index, row in enumerate(rows.tolist()):
+            self._fresh[row] = kept[index]  # type: ignore[assignment]
+
+    def observe(self, frames: TensorDict, rows: Tensor) -> None:
+        """Frames of the collector (its docstring has their format)."""
+        final, terminated = frames["final"].tolist(), frames["terminated"].tolist()
+        taken = frames["intervention"].tolist()
+        forget = frames["forget"].tolist() if "forget" in frames.keys() else [0] * len(final)
+        for index, row in enumerate(rows.tolist()):
+            fresh = self._fresh.pop(row, None)
+            if fresh is not None or final[index]:
+                seen = frames["observation"][index].select(*self.keys)
+                self._close(row, seen, final[index])
+                if fresh is not None and not final[index]:
+                    self._open[row] = _opened(fresh, seen)
+            current = self._open.get(row)
+            if current is None or final[index]:
+                continue
+            current["reward"] += frames["reward"][index]
+            current["terminated"] |= terminated[index]
+            current["own"] &= not taken[index]
+            if forget[index]:  # rewound: what this chunk led to did not happen
+                del self._open[row]
+                if self._closed[row]:
+                    self._closed[row][-1]["ended"] = torch.tensor(True)
+
+    def _close(self, row: int, seen: TensorDict, final: bool) -> None:
+        decision = self._open.pop(row, None)
+        if decision is None:
+            return
+        decision["next_observation"] = seen
+        decision["ended"] = torch.tensor(final)
+        self._closed[row].append(decision)
+
+    def take(self, value: Any, gamma: float, lam: float, scale: float = 1.0) -> TensorDict:
+        """All that are over, as a batch [N] with ``advantage``, ``value`` and ``return`` [N]; they are forgotten here.
+
+        Args:
+            value: observations [N] -> values [N].
+            gamma: discount per decision.
+            lam: GAE's lambda.
+            scale: the rewards are multiplied by this.
+        """
+        lengths = [len(row) for row in self._closed]
+        batch: Any = torch.stack([d for row in self._closed for d in row])
+        self._closed = [[] for _ in lengths]
+        batch["value"] = value(batch["observation"])
+        columns = {
+            "reward": batch["reward"] * scale,
+            "value": batch["value"],
+            "next_value": value(batch["next_observation"]),
+            "terminated": batch["terminated"],
+            "ended": batch["ended"],
+        }
+        padded = {name: _pad(column, lengths) for name, column in columns.items()}
+        advantage = gae(**padded, gamma=gamma, lam=lam)
+        batch["advantage"] = torch.cat([advantage[:n, i] for i, n in enumerate(lengths)])
+        batch["return"] = batch["advantage"] + batch["value"]
+        return batch
+
+    def rewards(self) -> list[list[tuple[float, bool]]]:
+        """Of each row, reward and whether the episode ended, decision by decision."""
+        return [[(float(d["reward"]), bool(d["ended"])) for d in row] for row in self._closed]
+
+    def save(self, folder: Path) -> None:
+        """Those that are over; the collector has closed the others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lengths = [len(row) for row in self._closed]
+        tensors = {"lengths": torch.tensor(lengths)}
+        if len(self):
+            stacked: Any = torch.stack([d for row in self._closed for d in row])
+            tensors |= {k: v.contiguous() for k, v in stacked.flatten_keys("/").items()}
+        save_file(tensors, folder / (FILE + ".tmp"))
+        (folder / (FILE + ".tmp")).replace(folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+        tensors = load_file(folder / FILE)
+        lengths = tensors.pop("lengths").tolist()
+        self._fresh.clear()
+        self._open.clear()
+        self._closed = [[] for _ in lengths]
+        if not tensors:
+            return
+        stacked: Any = TensorDict(tensors, batch_size=[sum(lengths)]).unflatten_keys("/")
+        parts = iter(stacked.unbind(0))
+        self._closed = [[next(parts) for _ in range(n)] for n in lengths]
+
+
+def _opened(fresh: TensorDict, seen: TensorDict) -> TensorDict:
+    flags = {"reward": torch.tensor(0.0), "terminated": torch.tensor(False), "own": torch.tensor(True)}
+    return TensorDict({**dict(fresh.items()), "observation": seen.clone(), **flags}, batch_size=[])
+
+
+def _pad(column: Tensor, lengths: list[int]) -> Tensor:
+    """[N] row after row -> [T, B]; beyond a row's end stand zeros."""
+    parts = column.split(lengths)
+    return torch.nn.utils.rnn.pad_sequence(list(parts))

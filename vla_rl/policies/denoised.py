@@ -1,0 +1,164 @@
+"""A diffusion or flow policy whose last denoising steps are those of a trained copy (DPPO, arXiv 2409.00588)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from vla_rl.errors import UserError
+from vla_rl.policies.base import Observation, Policy
+from vla_rl.policies.capabilities import Denoising
+from vla_rl.policies.denoising import log_prob
+from vla_rl.policies.heads import HAVE_HEADS
+
+LOG_PROB_BOUNDS = (-5.0, 2.0)
+"""Elementwise log-densities are clamped to this before they are averaged (DPPO's code)."""
+
+
+class Denoised:
+    """Chunks [B, T, A] from K denoising steps: the first K - K' by the frozen base, the last K' by ``network``.
+
+    Sampling, each of the trained steps is a Gaussian whose standard deviation is at least ``min_std``; the frozen steps
+    are the base's own. Deterministic, every step is the sampler's without noise (eta = 0), so that with an untrained
+    copy, or with K' = 0, it is the base sampled by DDIM or Euler.
+
+    Args:
+        base: a policy with the ``Denoising`` capability.
+        steps: K; None = as saved.
+        trained: K', of them.
+        eta: 0 (deterministic sampler) to 1 (ancestral) while exploring.
+        min_std: least standard deviation of a trained step, in normalised actions.
+        max_noise: draws of the standard normal are clamped to this.
+        executed: H, steps of each chunk that are carried out; only they count in log-probabilities.
+        generator: of the noise while exploring; otherwise, as all policies, torch's own.
+
+    Raises:
+        UserError: a base without denoising steps, or more trained steps than it has.
+    """
+
+    def __init__(
+        self,
+        base: Policy,
+        *,
+        steps: int | None = None,
+        trained: int,
+        eta: float = 1.0,
+        min_std: float = 0.1,
+        max_noise: float = 3.0,
+        executed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(base, Denoising):
+            raise UserError(
+                f"{type(base).__name__} has no denoising steps: choose a LeRobot policy of type {', '.join(HAVE_HEADS)}"
+            )
+        self.base, self.head = base, base.head
+        self.chain = self.head.chain(steps)
+        if not 0 <= trained <= self.chain.steps:
+            raise UserError(
+                f"algorithm.trained_steps={trained}: the policy denoises in {self.chain.steps} steps "
+                "(algorithm.denoising_steps sets how many)"
+            )
+        self.trained, self.eta, self.min_std, self.max_noise = trained, eta, min_std, max_noise
+        self.generator = generator
+        self.spec = replace(base.spec)
+        executed = base.spec.chunk_length if executed is None else executed
+        self.part = (
+            slice(None),
+            slice(self.head.first, self.head.first + executed),
+            slice(base.spec.action_dim),
+        )
+        """Of x [B, T', A']: what is carried out."""
+        self.network: nn.Module = self.head.copy() if trained else self.head.network
+        self.network.eval()  # dropout would make the probability of an action another one than it was drawn with
+
+    @property
+    def frozen(self) -> int:
+        """K - K'."""
+        return self.chain.steps - self.trained
+
+    def initial_state(self, batch_size: int) -> TensorDict:
+        """The base's."""
+        return self.base.initial_state(batch_size)
+
+    def needs_images(self, state: TensorDict) -> Tensor:
+        """The base's."""
+        return self.base.needs_images(state)
+
+    def act(
+        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
+    ) -> tuple[TensorDict, TensorDict]:
+        """``action`` [B, T, A]; exploring also ``chain`` [B, K' + 1, T', A'], ``log_prob`` [B, K'], ``condition``."""
+        condition, state = self.base.encode(observation, state)
+        count = state.batch_size[0]
+        noise = self._noise((count, *self.head.shape), None if deterministic else self.generator)
+        with torch.no_grad():
+            output = self.sample(condition, noise, deterministic=deterministic)
+        output["action"] = self.base.actions_of(output.pop("x"))
+        return output, state
+
+    def sample(self, condition: TensorDict, noise: Tensor, *, deterministic: bool) -> TensorDict:
+        """``x`` [B, T', A'], the denoised chunk in normalised units, and what ``act`` gives beside the action.
+
+        Args:
+            condition: from the base's ``encode`` [B].
+            noise: where the chain begins [B, T', A'].
+            deterministic: without noise on the way.
+        """
+        x, chain, probabilities = noise, [], []
+        for step in range(self.chain.steps):
+            ours = step >= self.frozen
+            if ours:
+                chain.append(x)
+            network = self.network if ours else self.head.network
+            eta = 0.0 if deterministic else self.eta
+            mean, std = self.gaussian(network, x, torch.full((len(x),), step), condition, eta)
+            if deterministic:
+                x = mean
+                continue
+            if ours:
+                std = std.clamp(min=self.min_std)
+            x = mean + std * self._noise(x.shape, self.generator).clamp(-self.max_noise, self.max_noise)
+            if ours:
+                probabilities.append(self.mean_log_prob(x, mean, std))
+        parts: dict[str, Any] = {"x": x}
+        if not deterministic:
+            parts |= {"condition": condition}
+            if self.trained:
+                parts |= {"chain": torch.stack([*chain, x], 1), "log_prob": torch.stack(probabilities, 1)}
+        return TensorDict(parts, batch_size=[len(x)])
+
+    def gaussian(
+        self, network: nn.Module, x: Tensor, step: Tensor, condition: TensorDict, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean [B, T', A'] and standard deviation [B, 1, 1] of the step ``step`` [B] at ``x``."""
+        time = self.chain.times.to(x.device)[step.to(x.device)]
+        output = self.head.predict(network, x, time, condition)
+        return self.chain.gaussian(output, x, step.to(x.device), eta)
+
+    def mean_log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """[B] log-density per element, clamped and averaged over the executed part."""
+        return log_prob(x, mean, std)[self.part].clamp(*LOG_PROB_BOUNDS).mean((1, 2))
+
+    def evaluate(
+        self, x: Tensor, after: Tensor, step: Tensor, condition: TensorDict
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability [B] of ``after`` given ``x`` [B, T', A'] under the trained network, and its mean [B, T', A'].
+
+        Args:
+            x: chain before the step.
+            after: chain after it.
+            step: index [B] among all K steps.
+            condition: of each row.
+        """
+        mean, std = self.gaussian(self.network, x, step, condition, self.eta)
+        std = std.clamp(min=self.min_std)
+        return self.mean_log_prob(after, mean, std), mean
+
+    def _noise(self, shape: Any, generator: torch.Generator | None) -> Tensor:
+        device = next(self.head.network.parameters()).device
+        return torch.randn(shape, generator=generator).to(device)
