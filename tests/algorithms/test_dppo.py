@@ -22,12 +22,12 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def diffusion():
-    return ToyDiffusion()
+    return ToyDiffusion(bias=0.075)
 
 
 @pytest.fixture(scope="module")
 def flow():
-    return ToyDiffusion(flow=True)
+    return ToyDiffusion(flow=True, bias=0.06)
 
 
 def train(algorithm, steps: int, loop=None, envs: int = 16):
@@ -42,30 +42,32 @@ def train(algorithm, steps: int, loop=None, envs: int = 16):
     return loop, metrics
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "flow"])
-def test_learns(kind, request):
-    base = OpenLoop(request.getfixturevalue(kind), 4)
+@pytest.mark.parametrize(("kind", "lr"), [("diffusion", 1e-3), ("flow", 3e-3)])
+def test_learns(kind, lr, request):
     torch.manual_seed(0)
     algorithm = dppo(
-        base,
+        OpenLoop(request.getfixturevalue(kind), 4),
         SPEC,
         64,
+        trained_steps=2,
         decisions=1600,
-        batch_size=2000,
         epochs=8,
-        actor_lr=5e-4,
+        gamma=0.97,
+        actor_lr=lr,
+        critic_lr=3e-3,
+        critic_warmup=1,
         min_std=0.08,
-        clip=0.05,
-        clip_first=0.02,
+        clip=0.1,
+        clip_first=0.05,
         hidden=[64, 64],
         observation_keys=[STATE, ENV_STATE],
     )
     torch.manual_seed(1)
     before = success_rate(algorithm.eval_policy)
-    train(algorithm, 160_000, envs=64)
+    train(algorithm, 45_000, envs=64)
     torch.manual_seed(1)
     after = success_rate(algorithm.eval_policy)
-    assert after > before + 0.25, (before, after)
+    assert after > before + 0.15, (before, after)
 
 
 @pytest.mark.parametrize("trained", [1, 3, None])

@@ -43,7 +43,9 @@ class ToyHead:
 
     def __init__(self, flow: bool) -> None:
         self.flow, self.network = flow, Denoiser()
-        self.scheduler = DDIMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+        self.scheduler = DDIMScheduler(
+            100, beta_schedule="squaredcos_cap_v2", clip_sample=True, prediction_type="sample"
+        )
 
     def chain(self, steps: int | None = None) -> Chain:
         return of_flow(steps or 5, "noise") if self.flow else of_scheduler(self.scheduler, steps or 5)
@@ -80,7 +82,7 @@ class ToyDiffusion:
                 target = noise - data
             else:
                 time = torch.randint(100, (256,))
-                x, target = head.scheduler.add_noise(data, noise, time), noise
+                x, target = head.scheduler.add_noise(data, noise, time), data
             loss = (head.predict(head.network, x, time, condition) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
