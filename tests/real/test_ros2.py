@@ -113,6 +113,14 @@ def test_a_period_is_kept_and_a_missed_one_is_skipped(links):
     assert ticker.missed >= 3
 
 
+def test_a_period_missed_in_the_sleep_itself_is_known_at_once(links, monkeypatch):
+    ticker = Ticker(links("here"), 0.02)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds + 0.07))
+    assert ticker.wait() > 0.06
+    assert ticker.missed == 3
+
+
 @pytest.mark.parametrize("time_", [0.0, 1.25, 1763942400.123456, -0.5])
 def test_stamps_survive(time_):
     from builtin_interfaces.msg import Time

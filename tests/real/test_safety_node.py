@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import psutil
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import JointState
@@ -11,7 +12,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from real.contract import load_contract
 from real.nodes import Nodes, safety, sim_arm
-from real.ros2 import Link
+from real.ros2 import Link, seconds
 from real.safety_node import RESET, STATE, STOP, STOP_BUTTON, TARGET, describe, read_joints
 from vla_rl.errors import UserError
 
@@ -201,6 +202,24 @@ def test_another_commander_stops_the_arm_until_it_has_gone(driver):
         except UserError:
             time.sleep(0.1)  # not yet known to be gone
     driver.wait_for("hold")
+
+
+def test_after_a_pause_of_its_process_the_commands_are_no_faster_than_their_velocities(driver, robot):
+    stamps = []
+    driver.link.listen(
+        CONTRACT.command.topic, JointTrajectory, lambda message: stamps.append(seconds(message.header.stamp))
+    )
+    driver.swing(0.5)
+    process = psutil.Process(robot.processes["safety"].pid)
+    for pause in (0.03, 0.045, 0.06, 0.12):
+        process.suspend()
+        time.sleep(pause)
+        process.resume()
+        driver.swing(0.6)
+    periods = np.diff(stamps) * CONTRACT.command.rate_hz
+    assert len(periods) > 150 and (periods > 1.5).any()  # the pauses
+    # A period of 0.9 would make the arm a ninth faster than any velocity that was checked.
+    assert np.abs(periods[periods < 1.5] - 1).max() < 0.0051
 
 
 def test_a_killed_safety_node_leaves_the_arm_at_rest_and_no_limit_was_ever_exceeded(driver, robot):
