@@ -34,8 +34,8 @@ def run(overrides: list[str]) -> int:
     both = [row["ours"] for row in rows]
     rows.append({"name": "ratio", "ours": both[1] / both[0] if None not in both else None})
     write_json(out / "results.json", {"rows": rows, "base": base["rate"], "runs": found})
-    (out / "README.md").write_text(table(config, base, found, rows))
-    print((out / "README.md").read_text())
+    (out / "table.md").write_text(table(config, base, found, rows))
+    print((out / "table.md").read_text())
     return 0
 
 
@@ -87,7 +87,7 @@ def mean(values: list[int | None]) -> float | None:
 
 
 def table(config: Any, base: dict[str, Any], found: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The README of the results."""
+    """The table of the results."""
     lines = [
         "# With and without interventions",
         "",
