@@ -55,10 +55,14 @@ class McapLog:
         self._writer = Writer(self._file, use_chunking=False)
         self._writer.start("ros2", "vla_rl")
         self._open = True
+        # All channels first: what is heard is written from another thread, and the writer stands only one.
+        channels = {topic: self._register(topic, kind) for topic, kind in topics.items()}
         for topic, kind in topics.items():
-            schema = self._writer.register_schema(type_name(kind), "ros2msg", definition(kind).encode())
-            channel = self._writer.register_channel(topic, "cdr", schema)
-            link.listen(topic, kind, lambda m, c=channel: self._write(c, m))
+            link.listen(topic, kind, lambda m, c=channels[topic]: self._write(c, m))
+
+    def _register(self, topic: str, kind: type) -> int:
+        schema = self._writer.register_schema(type_name(kind), "ros2msg", definition(kind).encode())
+        return self._writer.register_channel(topic, "cdr", schema)
 
     def _write(self, channel: int, message: Any) -> None:
         from rclpy.serialization import serialize_message

@@ -24,10 +24,12 @@ class Decisions:
     Args:
         rows: environment rows B.
         keys: observation keys to keep.
+        carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
+            where the episode ended.
     """
 
-    def __init__(self, rows: int, keys: Sequence[str]) -> None:
-        self.keys = tuple(keys)
+    def __init__(self, rows: int, keys: Sequence[str], carry: Sequence[str] = ()) -> None:
+        self.keys, self.carry = tuple(keys), tuple(carry)
         self._fresh: dict[int, TensorDict] = {}
         self._open: dict[int, TensorDict] = {}
         self._closed: list[list[TensorDict]] = [[] for _ in range(rows)]
@@ -51,7 +53,7 @@ class Decisions:
             fresh = self._fresh.pop(row, None)
             if fresh is not None or final[index]:
                 seen = frames["observation"][index].select(*self.keys)
-                self._close(row, seen, final[index])
+                self._close(row, seen, final[index], fresh)
                 if fresh is not None and not final[index]:
                     self._open[row] = _opened(fresh, seen)
             current = self._open.get(row)
@@ -65,13 +67,24 @@ class Decisions:
                 if self._closed[row]:
                     self._closed[row][-1]["ended"] = torch.tensor(True)
 
-    def _close(self, row: int, seen: TensorDict, final: bool) -> None:
+    def _close(self, row: int, seen: TensorDict, final: bool, fresh: TensorDict | None) -> None:
         decision = self._open.pop(row, None)
         if decision is None:
             return
         decision["next_observation"] = seen
         decision["ended"] = torch.tensor(final)
+        for key in self.carry:
+            there = fresh is not None and not final
+            decision[f"next_{key}"] = fresh[key] if there else torch.zeros_like(decision[key])  # type: ignore[index]
         self._closed[row].append(decision)
+
+    def pop(self) -> TensorDict | None:
+        """All that are over, in the order of rows [N]; they are forgotten here. None: there are none."""
+        if not len(self):
+            return None
+        batch: Any = torch.stack([d for row in self._closed for d in row])
+        self._closed = [[] for _ in self._closed]
+        return batch
 
     def take(self, value: Any, gamma: float, lam: float, scale: float = 1.0) -> TensorDict:
         """All that are over, as a batch [N] with ``advantage``, ``value`` and ``return`` [N]; they are forgotten here.
@@ -83,8 +96,8 @@ class Decisions:
             scale: the rewards are multiplied by this.
         """
         lengths = [len(row) for row in self._closed]
-        batch: Any = torch.stack([d for row in self._closed for d in row])
-        self._closed = [[] for _ in lengths]
+        batch = self.pop()
+        assert batch is not None
         batch["value"] = value(batch["observation"])
         columns = {
             "reward": batch["reward"] * scale,

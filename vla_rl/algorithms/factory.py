@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vla_rl.algorithms.dppo import DPPO, DPPOConfig
+from vla_rl.algorithms.dsrl import DSRL, DSRLConfig
 from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
@@ -37,6 +38,11 @@ def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **
 def dppo(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DPPO:
     """PPO over the denoising steps of a diffusion or flow policy."""
     return DPPO(typed(DPPOConfig, settings), base, env_spec, num_envs, _checked(device))
+
+
+def dsrl(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DSRL:
+    """SAC over the initial noise of a frozen diffusion or flow policy."""
+    return DSRL(typed(DSRLConfig, settings), base, env_spec, num_envs, _checked(device))
 
 
 def filtered_bc(base: Policy, env_spec: EnvSpec, num_envs: int, **settings: Any) -> FilteredBC:

@@ -1,0 +1,164 @@
+"""Noise steering on the toy: it learns, leaves the base alone at magnitude 0, goes on bit for bit."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from toy import SPEC, BiasedBase, Loop, PointMass, success_rate
+from toy_diffusion import ToyDiffusion
+
+from vla_rl.algorithms.factory import dsrl
+from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.nn.squashed import SquashedGaussian
+from vla_rl.policies.open_loop import OpenLoop
+
+SMALL = {
+    "warmup": 50,
+    "first_updates": 10,
+    "utd": 0.5,
+    "batch_size": 32,
+    "hidden": [32],
+    "observation_keys": [STATE, ENV_STATE],
+}
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return ToyDiffusion(flow=True, bias=0.06)
+
+
+def train(algorithm, steps: int, loop=None, envs: int = 16):
+    loop = loop or Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
+    metrics = []
+    while algorithm.steps < steps:
+        loop.step()
+        for _ in range(algorithm.updates_due()):
+            metrics.append(algorithm.update())
+    return metrics
+
+
+@pytest.mark.parametrize("variant", ["sac", "na"])
+def test_learns(flow, variant):
+    torch.manual_seed(0)
+    algorithm = dsrl(
+        OpenLoop(flow, 4),
+        SPEC,
+        16,
+        variant=variant,
+        warmup=400,
+        first_updates=200,
+        utd=0.5,
+        actor_lr=1e-3,
+        critic_lr=1e-3,
+        tau=0.01,
+        gamma=0.95,
+        hidden=[64, 64],
+        observation_keys=[STATE, ENV_STATE],
+    )
+    torch.manual_seed(1)
+    before = success_rate(OpenLoop(flow_policy(flow), 4))
+    train(algorithm, 12_000)
+    torch.manual_seed(1)
+    after = success_rate(algorithm.eval_policy)
+    assert after > before + 0.15, (before, after)
+
+
+def flow_policy(flow):
+    """The base as it is, from its own noise."""
+    return dsrl(OpenLoop(flow, 4), SPEC, 1, **(SMALL | {"magnitude": 0.0})).chooser
+
+
+def test_magnitude_0_is_the_base(flow):
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 4, **(SMALL | {"magnitude": 0.0}))
+    seen, state = PointMass(4, 0).observe(), flow.initial_state(4)
+    torch.manual_seed(3)
+    noise = torch.randn(4, 8).view(4, 4, 2)
+    wanted = flow.actions_of(algorithm.chooser.generate(flow.encode(seen, state)[0], noise))
+    torch.manual_seed(3)
+    output, _ = algorithm.chooser.act(seen, state, deterministic=True)
+    assert torch.equal(output["action"], wanted)
+    assert not train(algorithm, 1500)
+
+
+@pytest.mark.parametrize("magnitude", [0.5, 2.5])
+def test_magnitude_bounds_the_noise(flow, magnitude):
+    torch.manual_seed(0)
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 16, **(SMALL | {"magnitude": magnitude, "actor_lr": 1e-1}))
+    train(algorithm, 2000)
+    seen = PointMass(200, 0).observe()
+    noise = algorithm.chooser.spread(algorithm.chooser.choose(seen, 200, False))
+    assert noise.abs().max() <= magnitude and noise.abs().max() > 0.7 * magnitude
+
+
+def test_the_warm_up_denoises_once(flow):
+    """The reference feeds the warm-up's action to a wrapper that takes it for noise."""
+    torch.manual_seed(0)
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 4, **SMALL)
+    seen, state = PointMass(4, 0).observe(), flow.initial_state(4)
+    output, _ = algorithm.chooser.act(seen, state)
+    again = algorithm.chooser.generate(flow.encode(seen, state)[0], algorithm.chooser.spread(output["noise"]))
+    assert torch.allclose(output["action"], again)
+    drawn = torch.cat([algorithm.chooser.choose(seen, 4, False).flatten() for _ in range(100)])
+    assert scipy.stats.kstest((drawn * 1.5).numpy(), "norm").pvalue > 0.01
+
+
+def test_repeated_noise(flow):
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 4, **(SMALL | {"repeated": True}))
+    noise = algorithm.chooser.spread(algorithm.chooser.choose(PointMass(4, 0).observe(), 4, False))
+    assert noise.shape == (4, 4, 2) and (noise == noise[:, :1]).all()
+
+
+def test_a_time_limit_bootstraps_and_a_success_does_not(flow):
+    torch.manual_seed(0)
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 16, **(SMALL | {"warmup": 10**6}))
+    train(algorithm, 3000)
+    batch = algorithm.ring.sample(400, torch.Generator().manual_seed(0))
+    target = algorithm._target(batch)
+    won, cut = batch["terminated"], batch["ended"] & ~batch["terminated"]
+    assert won.any() and cut.any()
+    assert torch.allclose(target[won], batch["reward"][won] - 1.0) and (target[won] == 0).all()
+    assert ((target[cut] + 1.0).abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("variant", ["sac", "na"])
+def test_resume_is_bit_exact(flow, variant, tmp_path):
+    def begin():
+        torch.manual_seed(0)
+        return dsrl(OpenLoop(flow, 4), SPEC, 16, **(SMALL | {"variant": variant}))
+
+    first = begin()
+    train(first, 1000)
+    first.decisions._open.clear()  # the collector closes what is under way before a checkpoint
+    first.save(tmp_path)
+    second = begin()
+    second.load(tmp_path)
+    for algorithm in (first, second):
+        train(algorithm, 2000, Loop(PointMass(16, 9), algorithm.policy, algorithm.observe))
+    assert first.updates == second.updates > 50
+    for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first.log_temperature, second.log_temperature)
+
+
+def test_the_squashed_density_is_that_of_its_draws():
+    torch.manual_seed(0)
+    actor = SquashedGaussian(1, [8], 1)
+    features = torch.zeros(200_000, 1)
+    with torch.no_grad():
+        drawn, density = actor(features)
+    counts, edges = np.histogram(drawn.numpy(), bins=40, range=(-0.95, 0.95))
+    centres = (edges[1:] + edges[:-1]) / 2
+    measured = counts / len(drawn) / (edges[1] - edges[0])
+    order = drawn.flatten().argsort()
+    said = np.interp(centres, drawn.flatten()[order].numpy(), density[order].exp().numpy())
+    assert np.abs(measured - said).max() < 0.05 * said.max()
+
+
+def test_refusals(flow):
+    with pytest.raises(UserError, match="variant=nia: choose sac or na"):
+        dsrl(OpenLoop(flow, 4), SPEC, 4, variant="nia")
+    with pytest.raises(UserError, match="gives no action chunks"):
+        dsrl(BiasedBase(), SPEC, 4)
+    with pytest.raises(UserError, match="demonstrations=none"):
+        dsrl(OpenLoop(flow, 4), SPEC, 4).add_demonstrations(None)

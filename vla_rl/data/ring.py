@@ -1,0 +1,63 @@
+"""The newest N rows of anything, for off-policy learners whose transitions are whole decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+
+FILE = "ring.safetensors"
+
+
+class Ring:
+    """Rows of one layout, allocated when the first come; the oldest are overwritten.
+
+    Args:
+        capacity: rows kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.count, self.next = capacity, 0, 0
+        self.rows: Any = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, rows: TensorDict) -> None:
+        """Store rows [n]."""
+        if self.rows is None:
+            self.rows = torch.zeros_like(rows[:1].expand(self.capacity).contiguous())
+        rows = rows[-self.capacity :]  # type: ignore[assignment]
+        place = (self.next + torch.arange(len(rows))) % self.capacity
+        self.rows[place] = rows
+        self.next = (self.next + len(rows)) % self.capacity
+        self.count = min(self.capacity, self.count + len(rows))
+
+    def sample(self, size: int, generator: torch.Generator) -> TensorDict:
+        """Rows [size], drawn with replacement."""
+        return self.rows[torch.randint(self.count, (size,), generator=generator)]
+
+    def save(self, folder: Path) -> None:
+        """Whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"place": torch.tensor([self.count, self.next])}
+        if self.count:
+            flat = self.rows[: self.count].flatten_keys("/")
+            tensors |= {f"rows/{k}": v.contiguous() for k, v in flat.items()}
+        temporary = folder / (FILE + ".tmp")
+        save_file(tensors, temporary)
+        temporary.replace(folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+        tensors = load_file(folder / FILE)
+        self.count, self.next = tensors.pop("place").tolist()
+        self.rows = None
+        if self.count:
+            flat = {k.removeprefix("rows/"): v for k, v in tensors.items()}
+            part = TensorDict(flat, batch_size=[self.count]).unflatten_keys("/")
+            self.rows = torch.zeros_like(part[:1].expand(self.capacity).contiguous())
+            self.rows[: self.count] = part
