@@ -38,8 +38,11 @@ def train(algorithm, steps: int, loop=None, envs: int = 16):
     return metrics
 
 
-@pytest.mark.parametrize("variant", ["sac", "na"])
-def test_learns(flow, variant):
+@pytest.mark.parametrize(
+    ("variant", "steps", "settings"),
+    [("sac", 12_000, {"utd": 0.5}), ("na", 8000, {"utd": 1.0, "noise_updates": 2})],
+)
+def test_learns(flow, variant, steps, settings):
     torch.manual_seed(0)
     algorithm = dsrl(
         OpenLoop(flow, 4),
@@ -48,17 +51,17 @@ def test_learns(flow, variant):
         variant=variant,
         warmup=400,
         first_updates=200,
-        utd=0.5,
         actor_lr=1e-3,
         critic_lr=1e-3,
         tau=0.01,
         gamma=0.95,
         hidden=[64, 64],
         observation_keys=[STATE, ENV_STATE],
+        **settings,
     )
     torch.manual_seed(1)
     before = success_rate(OpenLoop(flow_policy(flow), 4))
-    train(algorithm, 12_000)
+    train(algorithm, steps)
     torch.manual_seed(1)
     after = success_rate(algorithm.eval_policy)
     assert after > before + 0.15, (before, after)
@@ -70,7 +73,7 @@ def flow_policy(flow):
 
 
 def test_magnitude_0_is_the_base(flow):
-    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 4, **(SMALL | {"magnitude": 0.0}))
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 16, **(SMALL | {"magnitude": 0.0}))
     seen, state = PointMass(4, 0).observe(), flow.initial_state(4)
     torch.manual_seed(3)
     noise = torch.randn(4, 8).view(4, 4, 2)

@@ -63,4 +63,6 @@ def test_what_cannot_be_compared(tmp_path, capsys):
     with pytest.raises(UserError, match="not a LeRobotDataset"):
         compare([tmp_path])
     assert main(["data"]) == 2 and "compare DIR" in capsys.readouterr().err
-    assert main(["data", "compare", "x=1"]) == 2 and "x=1: vla-rl data compare takes" in capsys.readouterr().err
+    assert (
+        main(["data", "compare", "x=1"]) == 2 and "x=1: vla-rl data compare takes" in capsys.readouterr().err
+    )

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from mcap.records import Channel
 from sensor_msgs.msg import CompressedImage, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -35,6 +37,48 @@ def fill(log, talker, messages, count=5):
         for topic, publisher in publishers.items():
             publisher.publish(messages[topic])
         time.sleep(0.02)
+
+
+def test_what_comes_while_topics_are_still_added_waits(links, tmp_path, monkeypatch):
+    """The writer's buffer belongs to one thread: a message in the middle of a channel's record broke both."""
+    writer, talker = links
+    publisher = talker.publisher("/states", JointState)
+    stop = threading.Event()
+
+    def talk():
+        while not stop.is_set():
+            publisher.publish(STATES)
+            time.sleep(0.001)
+
+    real, busy = Channel.write, []
+
+    def slowly(self, builder):
+        busy.append(True)
+        time.sleep(0.2)
+        real(self, builder)
+        busy.pop()
+
+    kept = McapLog._write
+
+    def watched(self, channel, message):
+        assert not busy
+        kept(self, channel, message)
+
+    monkeypatch.setattr(Channel, "write", slowly)
+    monkeypatch.setattr(McapLog, "_write", watched)
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        topics = {"/states": JointState} | {f"/other{i}": JointState for i in range(4)}
+        log = McapLog(writer, tmp_path / "log.mcap", topics)
+        until = time.monotonic() + 10
+        while log.count < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        log.close()
+    finally:
+        stop.set()
+        thread.join()
+    assert log.count >= 5 and len(list(read_log(tmp_path / "log.mcap"))) == log.count
 
 
 def test_messages_are_read_back_as_they_were(links, tmp_path):

@@ -126,10 +126,14 @@ class DSRL:
     ) -> None:
         _check(config)
         if not isinstance(base, OpenLoop):
-            raise UserError(f"{type(base).__name__} gives no action chunks: DSRL needs a diffusion or flow policy")
+            raise UserError(
+                f"{type(base).__name__} gives no action chunks: DSRL needs a diffusion or flow policy"
+            )
         shape = noise_shape(base.base)
         if config.variant == "na" and not isinstance(base.base, Denoising):
-            raise UserError(f"algorithm.variant=na runs the base in its updates, which {type(base.base).__name__} hides: sac")
+            raise UserError(
+                f"algorithm.variant=na runs the base in its updates, which {type(base.base).__name__} hides: sac"
+            )
         self.config, self.base, self.device = config, base, torch.device(device)
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
@@ -141,7 +145,9 @@ class DSRL:
         aliased = config.variant == "na"
         self.executed = base.horizon * env_spec.action_dim
         self.critic = (
-            EnsembleMLP(config.critics, width + self.executed, hidden).to(device) if aliased else self.noise_critic
+            EnsembleMLP(config.critics, width + self.executed, hidden).to(device)
+            if aliased
+            else self.noise_critic
         )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature, device=device).log())
@@ -187,7 +193,10 @@ class DSRL:
     def _decided(self, rows: Tensor, output: TensorDict) -> None:
         kept = {"noise": output["noise"]}
         if self.config.variant == "na":
-            kept |= {"condition": output["condition"], "chunk": output["action"][:, : self.policy.horizon].flatten(1)}
+            kept |= {
+                "condition": output["condition"],
+                "chunk": output["action"][:, : self.policy.horizon].flatten(1),
+            }
         self.decisions.decided(rows, TensorDict(kept, batch_size=[len(rows)]))
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
@@ -209,7 +218,9 @@ class DSRL:
         Raises:
             UserError: always.
         """
-        raise UserError("DSRL learns from its own decisions alone: set demonstrations=none, or pretrain on them")
+        raise UserError(
+            "DSRL learns from its own decisions alone: set demonstrations=none, or pretrain on them"
+        )
 
     # ---- learning ---------------------------------------------------------------------------------------
 

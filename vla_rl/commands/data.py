@@ -57,6 +57,8 @@ def run(overrides: list[str]) -> int:
         table.add_row(name, *cells)
     Console(width=max(100, max(map(len, names)) + 100), highlight=False).print(table)
     if out:
-        write_json(Path(out[0]), {name: quality.as_dict() for name, quality in zip(names, found, strict=True)})
+        write_json(
+            Path(out[0]), {name: quality.as_dict() for name, quality in zip(names, found, strict=True)}
+        )
         print(f"wrote {out[0]}")
     return 0

@@ -75,7 +75,9 @@ def compare(folders: Sequence[Path]) -> list[Quality]:
                 raise UserError(f"{folder} has no {key}: nothing to compare")
             mine, first = episodes[0].data[key].shape[1:], sources[0][0].data[key].shape[1:]
             if mine != first:
-                raise UserError(f"{folder}: {key} has shape {tuple(mine)}, that of {folders[0]} {tuple(first)}")
+                raise UserError(
+                    f"{folder}: {key} has shape {tuple(mine)}, that of {folders[0]} {tuple(first)}"
+                )
     states = [torch.cat([e.data[STATE].float() for e in episodes]) for episodes in sources]
     scale = _range(torch.cat(states))
     action_scale = _range(torch.cat([e.data[ACTION].float() for s in sources for e in s]))
@@ -97,7 +99,9 @@ def _cells(states: list[Tensor]) -> list[set[tuple[int, int]]]:
     """Cells that each source visits in the plane of the two main directions of all of them."""
     every = torch.cat(states)
     centre = every.mean(0)
-    _, _, directions = torch.linalg.svd((every - centre)[:: max(1, len(every) // 20_000)], full_matrices=False)
+    _, _, directions = torch.linalg.svd(
+        (every - centre)[:: max(1, len(every) // 20_000)], full_matrices=False
+    )
     planes = [(x - centre) @ directions[:2].T for x in states]
     every = torch.cat(planes)
     low, high = every.amin(0), every.amax(0)
