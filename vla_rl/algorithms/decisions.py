@@ -52,7 +52,8 @@ class Decisions:
         for index, row in enumerate(rows.tolist()):
             fresh = self._fresh.pop(row, None)
             if fresh is not None or final[index]:
-                seen = frames["observation"][index].select(*self.keys)
+                now: Any = frames["observation"][index]
+                seen = now.select(*self.keys)
                 self._close(row, seen, final[index], fresh)
                 if fresh is not None and not final[index]:
                     self._open[row] = _opened(fresh, seen)
