@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from real.contract import RobotContract
-from real.ros2 import Latest, Link
+from real.ros2 import Latest, Link, picture_type
 from real.safety_node import RESET, STATE, STOP, STOP_BUTTON, describe
 
 SILENT = 1.0
@@ -105,7 +105,5 @@ def watch_env(env: Any) -> Streams:
 
 
 def _pictures(contract: RobotContract, link: Link, names: list[str]) -> dict[str, Latest]:
-    from sensor_msgs.msg import CompressedImage, Image
-
-    kinds: dict[str, Any] = {"compressed": CompressedImage, "raw": Image}
-    return {n: link.listen(contract.cameras[n].topic, kinds[contract.cameras[n].kind]) for n in names}
+    cameras = contract.cameras
+    return {n: link.listen(cameras[n].topic, picture_type(cameras[n])) for n in names}

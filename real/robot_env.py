@@ -19,7 +19,7 @@ from real.contract import load_contract
 from real.embodiment import Commander, chosen_cameras, robot_spec, state_vector
 from real.kinematics import ArmModel
 from real.motion import go, joints_of, retrace
-from real.ros2 import Latest, Link, Ticker
+from real.ros2 import Latest, Link, Ticker, picture_type
 from real.safety_node import RESET, STATE, STOP_BUTTON, TARGET, describe, read_joints
 from vla_rl.environment import (
     Observation,
@@ -110,16 +110,14 @@ class RobotEnv(VlaVectorEnv):
     def _connect(self) -> None:
         from diagnostic_msgs.msg import DiagnosticStatus
         from geometry_msgs.msg import PoseStamped
-        from sensor_msgs.msg import CompressedImage, Image, JointState
+        from sensor_msgs.msg import JointState
         from std_msgs.msg import Bool
         from trajectory_msgs.msg import JointTrajectory
 
         contract, link = self.contract, self.link
-        pictures = {"compressed": CompressedImage, "raw": Image}
         self.joints = link.listen(contract.joint_states.topic, JointState)
         self.pictures = {
-            n: link.listen(contract.cameras[n].topic, pictures[contract.cameras[n].kind])
-            for n in self.cameras
+            n: link.listen(contract.cameras[n].topic, picture_type(contract.cameras[n])) for n in self.cameras
         }
         self.objects = {n: link.listen(s.topic, PoseStamped) for n, s in contract.objects.items()}
         self.success = link.listen(contract.success.topic, Bool) if contract.success else None

@@ -377,6 +377,13 @@ class Ticker:
             time.sleep(0.0005)
 
 
+def picture_type(camera: Any) -> type:
+    """Message class of a contract's camera."""
+    from sensor_msgs.msg import CompressedImage, Image
+
+    return CompressedImage if camera.kind == "compressed" else Image
+
+
 def _type_name(kind: type) -> str:
     package, _, rest = kind.__module__.partition(".")
     return f"{package}/{rest.split('.')[0]}/{kind.__name__}"

@@ -16,6 +16,7 @@ from real.commands import launched, policy_of
 from real.contract import RobotContract, load_contract
 from real.mcap_log import McapLog
 from real.robot_env import RobotEnv, RobotFault
+from real.ros2 import picture_type
 from real.safety_node import STATE, TARGET
 from vla_rl.config import build, compose
 from vla_rl.data.record import record
@@ -100,7 +101,7 @@ def topics_of(contract: RobotContract) -> dict[str, type]:
     """Everything the contract names, and what goes to and from the safety node."""
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
     from geometry_msgs.msg import PoseStamped
-    from sensor_msgs.msg import CompressedImage, Image, JointState
+    from sensor_msgs.msg import JointState
     from std_msgs.msg import Bool, Float64MultiArray
     from trajectory_msgs.msg import JointTrajectory
 
@@ -115,7 +116,7 @@ def topics_of(contract: RobotContract) -> dict[str, type]:
     if contract.gripper is not None and contract.gripper.kind == "topic":
         topics[contract.gripper.topic] = Float64MultiArray
     for camera in contract.cameras.values():
-        topics[camera.topic] = CompressedImage if camera.kind == "compressed" else Image
+        topics[camera.topic] = picture_type(camera)
     for stream in contract.objects.values():
         topics[stream.topic] = PoseStamped
     if contract.success is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from real.contract import RobotContract, load_contract
 from real.realtime import prefer_realtime
-from real.ros2 import Link, seconds
+from real.ros2 import Link, picture_type, seconds
 from real.safety import AHEAD
 from real.safety_node import STATE, TARGET, describe
 from vla_rl.errors import UserError
@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(self, contract: RobotContract, link: Link, folder: Path) -> None:
         from diagnostic_msgs.msg import DiagnosticStatus
-        from sensor_msgs.msg import CompressedImage, Image, JointState
+        from sensor_msgs.msg import JointState
         from trajectory_msgs.msg import JointTrajectory
 
         if contract.command.kind != "joint_trajectory":
@@ -58,11 +58,10 @@ class Recorder:
         self.events: list[dict[str, Any]] = []
         self.steps: list[list[float]] = []
         self.mode = ("", "")
-        pictures = {"compressed": CompressedImage, "raw": Image}
         self.streams = {"joint_states": link.listen(contract.joint_states.topic, JointState)}
         self.streams["target"] = link.listen(TARGET, JointTrajectory, self._count)
         for name, camera in contract.cameras.items():
-            self.streams[name] = link.listen(camera.topic, pictures[camera.kind])
+            self.streams[name] = link.listen(camera.topic, picture_type(camera))
         self.state = link.listen(STATE, DiagnosticStatus, self._note)
         link.listen(contract.command.topic, JointTrajectory, self._keep)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import SPEC, BiasedBase, Loop, PointMass, demonstrations, success_rate
+from toy import SPEC, BiasedBase, Loop, PointMass, demonstrations, success_rate, train
 
 from vla_rl.algorithms.factory import filtered_bc, rlpd
 from vla_rl.algorithms.rlpd import Centre
@@ -16,14 +16,6 @@ COMMON = {
     "warmup_steps": 800,
     "utd": 1.0,
 }
-
-
-def train(algorithm, steps: int, envs: int = 8) -> None:
-    loop = Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
-    while algorithm.steps < steps:
-        loop.step()
-        for _ in range(algorithm.updates_due()):
-            algorithm.update()
 
 
 def test_rlpd_has_no_base():
@@ -40,7 +32,7 @@ def test_rlpd_learns_from_demonstrations():
     torch.manual_seed(0)
     algorithm = rlpd(BiasedBase(), SPEC, 8, critic_updates=200, critic_lr=1e-3, actor_lr=1e-3, **COMMON)
     algorithm.add_demonstrations(demonstrations(30, Centre(SPEC)))
-    train(algorithm, 5000)
+    train(algorithm, 5000, envs=8)
     assert success_rate(algorithm.eval_policy) >= 0.3  # without: 0
 
 
@@ -69,7 +61,7 @@ def test_filtered_cloning_learns_from_demonstrations():
     algorithm = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
     algorithm.add_demonstrations(demonstrations(30, BiasedBase()))
     base = success_rate(BiasedBase())
-    train(algorithm, 4000)
+    train(algorithm, 4000, envs=8)
     assert success_rate(algorithm.eval_policy) > base + 0.2
 
 
@@ -77,7 +69,7 @@ def test_filtered_cloning_resumes(tmp_path):
     torch.manual_seed(0)
     one = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)
     one.add_demonstrations(demonstrations(10, BiasedBase()))
-    train(one, 900)
+    train(one, 900, envs=8)
     one.save(tmp_path)
     torch.manual_seed(3)
     two = filtered_bc(BiasedBase(), SPEC, 8, **COMMON)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import SPEC, Loop, PointMass, success_rate
+from toy import SPEC, Loop, PointMass, success_rate, train
 from toy_diffusion import ToyDiffusion
 
 from vla_rl.algorithms.factory import dppo
@@ -28,18 +28,6 @@ def diffusion():
 @pytest.fixture(scope="module")
 def flow():
     return ToyDiffusion(flow=True, bias=0.06)
-
-
-def train(algorithm, steps: int, loop=None, envs: int = 16):
-    loop = loop or Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
-    metrics = []
-    while algorithm.steps < steps:
-        loop.step()
-        for _ in range(algorithm.updates_due()):
-            if not algorithm.ready:
-                break
-            metrics.append(algorithm.update())
-    return loop, metrics
 
 
 @pytest.mark.parametrize(("kind", "lr"), [("diffusion", 1e-3), ("flow", 3e-3)])
@@ -74,7 +62,7 @@ def test_learns(kind, lr, request):
 def test_any_number_of_trained_steps(diffusion, trained):
     torch.manual_seed(0)
     algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, trained_steps=trained, **SMALL)
-    _, metrics = train(algorithm, 2000)
+    metrics = train(algorithm, 2000)
     assert algorithm.iteration >= 3
     assert all(torch.isfinite(value) for row in metrics for value in row.values())
     assert "actor_loss" not in metrics[0] and "actor_loss" in metrics[-1]
@@ -93,7 +81,7 @@ def test_warm_up_leaves_the_policy_alone(diffusion):
 def test_the_first_update_starts_at_ratio_one(diffusion):
     torch.manual_seed(0)
     algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | {"critic_warmup": 0}))
-    _, metrics = train(algorithm, 600)
+    metrics = train(algorithm, 600)
     assert metrics[0]["approx_kl"].abs() < 1e-6 and metrics[0]["clipped"] == 0
 
 
@@ -101,7 +89,7 @@ def test_target_kl_ends_an_iteration(diffusion):
     torch.manual_seed(0)
     settings = SMALL | {"critic_warmup": 0, "target_kl": 0.0, "epochs": 50, "actor_lr": 1e-2}
     algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **settings)
-    _, metrics = train(algorithm, 600)
+    metrics = train(algorithm, 600)
     assert len(metrics) < 20
 
 

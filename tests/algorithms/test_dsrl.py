@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from toy import SPEC, BiasedBase, Loop, PointMass, success_rate
+from toy import SPEC, BiasedBase, Loop, PointMass, success_rate, train
 from toy_diffusion import ToyDiffusion
 
 from vla_rl.algorithms.factory import dsrl
@@ -26,16 +26,6 @@ SMALL = {
 @pytest.fixture(scope="module")
 def flow():
     return ToyDiffusion(flow=True, bias=0.06)
-
-
-def train(algorithm, steps: int, loop=None, envs: int = 16):
-    loop = loop or Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
-    metrics = []
-    while algorithm.steps < steps:
-        loop.step()
-        for _ in range(algorithm.updates_due()):
-            metrics.append(algorithm.update())
-    return metrics
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,17 @@ class Loop:
         self.sink(frames[rows].clone(), rows)
 
 
+def train(algorithm, steps: int, loop: Loop | None = None, envs: int = 16) -> list[dict[str, Tensor]]:
+    """Collect and update until ``steps`` environment steps; the metrics of every update."""
+    loop = loop or Loop(PointMass(envs, 1), algorithm.policy, algorithm.observe)
+    metrics = []
+    while algorithm.steps < steps:
+        loop.step()
+        while algorithm.updates_due():
+            metrics.append(algorithm.update())
+    return metrics
+
+
 def success_rate(policy: Policy, episodes: int = 200, seed: int = 10_000) -> float:
     """One deterministic episode in each of ``episodes`` rows."""
     env = PointMass(episodes, seed)

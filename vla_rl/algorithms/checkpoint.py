@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla_rl.errors import NonFiniteError, UserError
+from vla_rl.runtime.tensors import settle, unwritten, write_tensors
 
 TENSORS = "algorithm.safetensors"
 COUNTERS = "algorithm.json"
@@ -33,7 +32,6 @@ def save_learner(
         NonFiniteError: a weight is NaN or infinite; nothing is written.
         UserError: the disk is full or not writable.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
@@ -45,25 +43,15 @@ def save_learner(
             tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in state.items()}
     tensors |= {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
     # Two modules may share storage; safetensors wants every tensor its own.
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    temporary = folder / (TENSORS + ".tmp")
+    tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+    write_tensors(folder / TENSORS, tensors, f"checkpoint {folder}")
+    temporary = folder / (COUNTERS + ".tmp")
     try:
-        save_file(tensors, temporary)
-        _settle(temporary, folder / TENSORS)
-        temporary = folder / (COUNTERS + ".tmp")
         temporary.write_text(json.dumps(dict(counters), indent=2))
-        _settle(temporary, folder / COUNTERS)
-    except (OSError, SafetensorError) as error:
+        settle(temporary, folder / COUNTERS)
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-        why = "no space left on the device: free some" if full else str(error).splitlines()[0]
-        raise UserError(f"cannot write checkpoint {folder}: {why}") from error
-
-
-def _settle(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+        raise unwritten(f"checkpoint {folder}", error) from error
 
 
 def load_learner(

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.returns import gae
+from vla_rl.runtime.tensors import write_tensors
 
 FILE = "decisions.safetensors"
 
@@ -119,14 +120,12 @@ class Decisions:
 
     def save(self, folder: Path) -> None:
         """Those that are over; the collector has closed the others."""
-        folder.mkdir(parents=True, exist_ok=True)
         lengths = [len(row) for row in self._closed]
         tensors = {"lengths": torch.tensor(lengths)}
         if len(self):
             stacked: Any = torch.stack([d for row in self._closed for d in row])
-            tensors |= {k: v.contiguous() for k, v in stacked.flatten_keys("/").items()}
-        save_file(tensors, folder / (FILE + ".tmp"))
-        (folder / (FILE + ".tmp")).replace(folder / FILE)
+            tensors |= dict(stacked.flatten_keys("/").items())
+        write_tensors(folder / FILE, tensors, f"decisions to {folder}")
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote."""

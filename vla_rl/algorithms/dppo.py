@@ -134,14 +134,10 @@ class DPPO:
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator().manual_seed(seed)
         self.acting_generator = torch.Generator().manual_seed(seed + 1)
-        steps = config.denoising_steps
-        trained = config.trained_steps
-        if trained is None:
-            trained = Denoised(base.base, steps=steps, trained=0).chain.steps
         self.actor = Denoised(
             base.base,
-            steps=steps,
-            trained=trained,
+            steps=config.denoising_steps,
+            trained=config.trained_steps,
             eta=config.eta,
             min_std=config.min_std,
             max_noise=config.max_noise,
@@ -161,8 +157,8 @@ class DPPO:
         self.decisions = Decisions(num_envs, self.encoder.keys)
         self.policy = OpenLoop(self.actor, base.horizon, on_decision=self.decisions.decided)
         self.eval_policy = OpenLoop(self.actor, base.horizon)
-        self.clips = clip_schedule(trained, config.clip_first, config.clip, config.clip_rate)
-        self.weights = denoising_discount(trained, config.denoising_gamma)
+        self.clips = clip_schedule(self.actor.trained, config.clip_first, config.clip, config.clip_rate)
+        self.weights = denoising_discount(self.actor.trained, config.denoising_gamma)
         self.rewards = RewardScale(num_envs)
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None

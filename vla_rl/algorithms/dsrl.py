@@ -168,7 +168,7 @@ class DSRL:
         self.steps = self.updates = self.decided = 0
         chooser = NoiseSteered(
             base.base,
-            self.features,
+            self.encoder,
             self.actor,
             magnitude=config.magnitude,
             repeated=config.repeated,
@@ -180,10 +180,6 @@ class DSRL:
         self.policy = OpenLoop(chooser, base.horizon, on_decision=self._decided)
         self.eval_policy = OpenLoop(chooser, base.horizon)
         self._set_phase()
-
-    def features(self, observation) -> Tensor:  # type: ignore[no-untyped-def]
-        """[B, F]: what actor and critics see of an observation."""
-        return self.encoder(observation)
 
     def _set_phase(self) -> None:
         self.chooser.enabled = self.decided >= self.config.warmup and self.config.magnitude > 0

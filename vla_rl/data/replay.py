@@ -7,18 +7,16 @@ change without a rebuild. Sampling is index arithmetic on a few flat flag tensor
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
 from vla_rl.errors import UserError
+from vla_rl.runtime.tensors import write_tensors
 
 FORMAT = "vla_rl.replay/1"
 FILE = "replay.safetensors"
@@ -258,7 +256,6 @@ class ReplayBuffer:
         Raises:
             UserError: no space left.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"pointer": self.pointer, "filled": self.filled}
         if self._count:
             index = self._filled_index()
@@ -268,22 +265,8 @@ class ReplayBuffer:
             for name in (*FLAGS, "valid"):
                 tensors[name] = getattr(self, name)[index]
         header = {"format": FORMAT, "length": str(self.length), "rows": str(self.rows)}
-        temporary = folder / (FILE + ".tmp")
-        tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
-        try:
-            save_file(tensors, temporary, metadata=header)
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-            why = (
-                "no space left: free some, or lower algorithm.capacity"
-                if full
-                else str(error).splitlines()[0]
-            )
-            raise UserError(f"cannot write replay to {folder}: {why}") from error
-        os.replace(temporary, folder / FILE)
+        remedy = "free some, or lower algorithm.capacity"
+        write_tensors(folder / FILE, tensors, f"replay to {folder}", remedy=remedy, metadata=header)
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote; whatever the buffer held is dropped.

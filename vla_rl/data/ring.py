@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensordict import TensorDict
+
+from vla_rl.runtime.tensors import write_tensors
 
 FILE = "ring.safetensors"
 
@@ -42,14 +44,12 @@ class Ring:
 
     def save(self, folder: Path) -> None:
         """Whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"place": torch.tensor([self.count, self.next])}
         if self.count:
             flat = self.rows[: self.count].flatten_keys("/")
-            tensors |= {f"rows/{k}": v.contiguous() for k, v in flat.items()}
-        temporary = folder / (FILE + ".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(folder / FILE)
+            tensors |= {f"rows/{k}": v for k, v in flat.items()}
+        remedy = "free some, or lower algorithm.capacity"
+        write_tensors(folder / FILE, tensors, f"replay to {folder}", remedy=remedy)
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote."""

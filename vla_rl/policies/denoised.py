@@ -13,7 +13,7 @@ from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Denoising
 from vla_rl.policies.denoising import log_prob
-from vla_rl.policies.heads import HAVE_HEADS
+from vla_rl.policies.heads import HAVE_HEADS, gaussian_of
 
 LOG_PROB_BOUNDS = (-5.0, 2.0)
 """Elementwise log-densities are clamped to this before they are averaged (DPPO's code)."""
@@ -29,7 +29,7 @@ class Denoised:
     Args:
         base: a policy with the ``Denoising`` capability.
         steps: K; None = as saved.
-        trained: K', of them.
+        trained: K', of them; None = all.
         eta: 0 (deterministic sampler) to 1 (ancestral) while exploring.
         min_std: least standard deviation of a trained step, in normalised actions.
         max_noise: draws of the standard normal are clamped to this.
@@ -45,7 +45,7 @@ class Denoised:
         base: Policy,
         *,
         steps: int | None = None,
-        trained: int,
+        trained: int | None = None,
         eta: float = 1.0,
         min_std: float = 0.1,
         max_noise: float = 3.0,
@@ -58,6 +58,7 @@ class Denoised:
             )
         self.base, self.head = base, base.head
         self.chain = self.head.chain(steps)
+        trained = self.chain.steps if trained is None else trained
         if not 0 <= trained <= self.chain.steps:
             raise UserError(
                 f"algorithm.trained_steps={trained}: the policy denoises in {self.chain.steps} steps "
@@ -136,9 +137,7 @@ class Denoised:
         self, network: nn.Module, x: Tensor, step: Tensor, condition: TensorDict, eta: float
     ) -> tuple[Tensor, Tensor]:
         """Mean [B, T', A'] and standard deviation [B, 1, 1] of the step ``step`` [B] at ``x``."""
-        time = self.chain.times.to(x.device)[step.to(x.device)]
-        output = self.head.predict(network, x, time, condition)
-        return self.chain.gaussian(output, x, step.to(x.device), eta)
+        return gaussian_of(self.head, network, self.chain, x, step, condition, eta)
 
     def mean_log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """[B] log-density per element, clamped and averaged over the executed part."""

@@ -137,7 +137,7 @@ def of_scheduler(scheduler: Any, steps: int) -> Chain:
     last = scheduler.final_alpha_cumprod if ddim else torch.tensor(1.0)
     before = [scheduler.alphas_cumprod[t] for t in times]
     after = [scheduler.alphas_cumprod[t - stride] if t - stride >= 0 else last for t in times]
-    if not torch.allclose(torch.stack(before[1:]), torch.stack(after[:-1])) if steps > 1 else False:
+    if steps > 1 and not torch.allclose(torch.stack(before[1:]), torch.stack(after[:-1])):
         raise UserError(
             f"timestep_spacing={config.timestep_spacing}: its levels do not join; use leading or linspace"
         )

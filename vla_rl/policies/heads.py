@@ -71,6 +71,15 @@ def head_of(model: Any) -> Head:
     )
 
 
+def gaussian_of(
+    head: Head, network: nn.Module, chain: Chain, x: Tensor, step: Tensor, condition: TensorDict, eta: float
+) -> tuple[Tensor, Tensor]:
+    """Mean [B, T', A'] and standard deviation [B, 1, 1] of the step ``step`` [B] that ``network`` takes at ``x``."""
+    step = step.to(x.device)
+    output = head.predict(network, x, chain.times.to(x.device)[step], condition)
+    return chain.gaussian(output, x, step, eta)
+
+
 def _images(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """``batch`` with its cameras stacked as LeRobot's encoders want them [B, n, cameras, 3, H, W]."""
     if not model.config.image_features:

@@ -13,7 +13,7 @@ from vla_rl.errors import UserError
 from vla_rl.nn.squashed import SquashedGaussian
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Denoising, FromNoise
-from vla_rl.policies.heads import HAVE_HEADS
+from vla_rl.policies.heads import HAVE_HEADS, gaussian_of
 
 
 class NoiseSteered:
@@ -119,9 +119,7 @@ class NoiseSteered:
         head, chain = self.base.head, self.chain
         x = noise.to(next(head.network.parameters()).device)
         for step in range(chain.steps):
-            index = torch.full((len(x),), step, device=x.device)
-            output = head.predict(head.network, x, chain.times.to(x.device)[index], condition)
-            x, _ = chain.gaussian(output, x, index, 0.0)
+            x, _ = gaussian_of(head, head.network, chain, x, torch.full((len(x),), step), condition, 0.0)
         return x
 
 
