@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything on a fresh Debian or Ubuntu machine; see `make help`.
 ARGS ?=
 PYTHON := .venv/bin/python
+TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help setup demo test lint learning
@@ -15,11 +16,12 @@ setup:  ## everything that the other targets need; a second run takes a second
 demo: setup  ## the main job: shipped VLA, residual RL, report (ARGS="name=x seed=7")
 	@.venv/bin/vla-rl demo $(ARGS)
 
-test: setup  ## the test suite (ARGS="-k replay")
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m "not learning" $(ARGS)
+test: setup  ## the test suite (ARGS="-k replay"); what runs in real time (tests/real) after the rest
+	@$(TEST) -m "not learning and not realtime" -n auto --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	@$(TEST) -m "not learning and realtime" $(ARGS) || [ $$? -eq 5 ]
 
 learning: setup  ## the long learning tests
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -m learning $(ARGS)
+	@$(TEST) -m learning $(ARGS)
 
 lint: setup  ## style, types and import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -10,3 +10,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 sys.path.insert(0, str(Path(__file__).parent / "algorithms"))
+
+TIMELESS = (
+    "test_contract.py",
+    "test_robots.py",
+    "test_safety.py",
+    "test_security.py",
+    "test_console_guard.py",
+)
+"""Files of ``tests/real`` that no clock drives."""
+
+
+def pytest_collection_modifyitems(items):
+    """The rest of ``tests/real`` runs in real time: ``make test`` gives it the machine to itself."""
+    real = Path(__file__).parent / "real"
+    for item in items:
+        if real in item.path.parents and item.path.name not in TIMELESS:
+            item.add_marker("realtime")

@@ -43,6 +43,7 @@ def test_every_command_has_help_with_an_example(capsys, name):
         (["eval", "episodse=3"], "did you mean episodes"),
         (["eval", "env=tabel"], "unknown env 'tabel': did you mean table"),
         (["train", "algorithm.scael=0.2"], "did you mean algorithm.scale"),
+        (["train", "env=metaworld", "env.imge_size=9"], "'env.imge_size': did you mean env.image_size"),
         (["train", "experiment=tabel"], "did you mean table"),
         (["train", "nonsense"], "'nonsense' is not key=value"),
         (["train", "resume=runs/does-not-exist"], "no run there"),

@@ -54,9 +54,10 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
             str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml")
         )
         return f"unknown {group or 'config'} '{option}': {nearest(option, have)}"
+    refused = re.search(r"Could not override '([^']+)'", text)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if key.split(".")[-1] in text or key in text:
+        if (key == refused[1]) if refused else (key.split(".")[-1] in text or key in text):
             try:
                 valid = list(_keys(hydra_compose(name)))
             except Exception:

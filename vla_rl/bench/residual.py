@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.residual_table import TITLES, write_table
-from vla_rl.bench.steps import SMALL, call, cloned
+from vla_rl.bench.steps import RAW, SMALL, cloned, counted, demonstrated, trained, workers
 from vla_rl.config import compose, nearest
 from vla_rl.errors import UserError
-
-RAW = "normalization_mapping:{ENV:IDENTITY,STATE:MEAN_STD,ACTION:MEAN_STD}"
-"""Object positions reach the clone in metres, as LeRobot's own defaults have it."""
 
 
 def run(overrides: list[str]) -> int:
@@ -39,54 +36,36 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _workers(config: Any) -> str:
-    return "env.num_workers=" + ("null" if config.num_workers is None else str(config.num_workers))
-
-
 def _prepare(config: Any, name: str) -> None:
     """Demonstrations, a base cloned from them, and its success."""
     task, folder = config.tasks[name], Path(config.work) / name
-    env = [*task.env, "env.num_envs=8", _workers(config)]
-    log = folder / "log.txt"
-    if not (folder / "demonstrations" / "meta" / "info.json").is_file():
-        shown = [f"policy.noise={task.noise}", f"episodes={task.demos}", f"out={folder}/demonstrations"]
-        call(["record", *env, "env.cameras=[]", "policy=expert", *shown], log)
-    base = folder / "base"
+    env = [*task.env, "env.num_envs=8", workers(config.num_workers)]
+    demonstrated(folder, env, noise=task.noise, episodes=task.demos)
     raw = [RAW] if task.get("raw_state", False) else []
     overrides = "train.overrides={" + ",".join([SMALL, *raw]) + "}"
     cloned(folder, [f"train.steps={task.get('bc_steps', config.bc_steps)}", overrides])
-    if not (folder / "base.json").is_file():
-        policy = [f"policy.path={base}", f"policy.horizon={config.horizon}"]
-        counted = [f"episodes={config.episodes}", "seed=200000", f"json={folder}/base.json"]
-        call(["eval", *env, "env.cameras=[]", *policy, *counted], log)
+    policy = [f"policy.path={folder}/base", f"policy.horizon={config.horizon}"]
+    counted(folder / "base.json", env, policy, episodes=config.episodes)
 
 
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
     """One run, unless it is there already; an unfinished one is continued."""
     task, folder = config.tasks[name], Path(config.work) / name
-    run_folder = folder / f"{algorithm}-{seed}"
-    if (run_folder / "final.json").is_file():
-        return
-    if (run_folder / "config.yaml").is_file():
-        arguments = [f"resume={run_folder}"]
-    else:
-        arguments = [
-            "experiment=bench",
-            *[o for o in task.env if o.startswith("env=")],
-            *[o for o in task.env if not o.startswith("env=")],
-            "env.num_envs=8",
-            "env.cameras=[]",
-            _workers(config),
-            f"algorithm={algorithm}",
-            f"policy.path={folder}/base",
-            f"policy.horizon={config.horizon}",
-            f"demonstrations.episodes={config.shown}",
-            f"run.root={folder}",
-            f"run.name={algorithm}-{seed}",
-            f"run.seed={seed}",
-            f"run.steps={config.steps}",
-            f"run.final_episodes={config.episodes}",
-        ]
-        if name in config.scale and algorithm != "rlpd":  # which spans the whole box
-            arguments.append(f"algorithm.scale={config.scale[name]}")
-    call(["train", *arguments], folder / f"{algorithm}-{seed}.log")
+    arguments = [
+        "experiment=bench",
+        *[o for o in task.env if o.startswith("env=")],
+        *[o for o in task.env if not o.startswith("env=")],
+        "env.num_envs=8",
+        "env.cameras=[]",
+        workers(config.num_workers),
+        f"algorithm={algorithm}",
+        f"policy.path={folder}/base",
+        f"policy.horizon={config.horizon}",
+        f"demonstrations.episodes={config.shown}",
+        f"run.seed={seed}",
+        f"run.steps={config.steps}",
+        f"run.final_episodes={config.episodes}",
+    ]
+    if name in config.scale and algorithm != "rlpd":  # which spans the whole box
+        arguments.append(f"algorithm.scale={config.scale[name]}")
+    trained(folder / f"{algorithm}-{seed}", arguments)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_rl.errors import UserError
 
+RAW = "normalization_mapping:{ENV:IDENTITY,STATE:MEAN_STD,ACTION:MEAN_STD}"
+"""Object positions reach a clone in metres, as LeRobot's own defaults have it: it becomes a poor one."""
 
-def call(arguments: list[str], log: Path) -> None:
+SMALL = "dim_model:128,n_heads:4,dim_feedforward:256"
+"""Overrides of an ACT that two cores can train in a minute."""
+
+ON_STATE = "train.inputs=[observation.state,observation.environment_state]"
+"""Clones that see the simulator's state instead of pictures."""
+
+
+def call(arguments: Sequence[str], log: Path) -> None:
     """One ``vla-rl`` command (its memory and its threads end with it).
 
     Raises:
@@ -26,25 +36,46 @@ def call(arguments: list[str], log: Path) -> None:
         raise UserError(f"vla-rl {arguments[0]} ended with {code}, see {log}: {lines[-1] if lines else ''}")
 
 
-def cloned(folder: Path, settings: list[str]) -> None:
-    """LeRobot's ACT, small, on the simulator's state, from ``folder/demonstrations`` into ``folder/base``.
+def workers(count: int | None) -> str:
+    """The override of ``env.num_workers``; None = as the environment has it."""
+    return "env.num_workers=" + ("null" if count is None else str(count))
 
-    Unfinished ones are continued.
+
+def demonstrated(folder: Path, env: Sequence[str], *, noise: float, episodes: int) -> None:
+    """The scripted expert's noisy episodes without pictures, in ``folder/demonstrations``."""
+    if not (folder / "demonstrations" / "meta" / "info.json").is_file():
+        shown = [f"policy.noise={noise}", f"episodes={episodes}", f"out={folder}/demonstrations"]
+        call(["record", *env, "env.cameras=[]", "policy=expert", *shown], folder / "log.txt")
+
+
+def cloned(folder: Path, settings: Sequence[str], *, name: str = "base") -> None:
+    """A clone on the simulator's state of ``folder/demonstrations``, in ``folder/name``; unfinished ones go on.
+
+    LeRobot's ACT unless ``settings`` say otherwise.
     """
-    base = folder / "base"
+    base = folder / name
     if (base / "model.safetensors").is_file() and not (base / "training.safetensors").is_file():
         return
-    fixed = [
-        "train.type=act",
-        "train.inputs=[observation.state,observation.environment_state]",
-        "train.lr=0.0005",
-        "threads=1",
-    ]
+    fixed = ["train.type=act", ON_STATE, "train.lr=0.0005", "threads=1"]
     call(
         ["pretrain", f"datasets=[{folder}/demonstrations]", f"out={base}", *fixed, *settings],
         folder / "log.txt",
     )
 
 
-SMALL = "dim_model:128,n_heads:4,dim_feedforward:256"
-"""Overrides of an ACT that two cores can train in a minute."""
+def counted(file: Path, env: Sequence[str], policy: Sequence[str], *, episodes: int) -> None:
+    """Success of a policy on the episodes that every final evaluation plays, in ``file``."""
+    if not file.is_file():
+        asked = [f"episodes={episodes}", "seed=200000", f"json={file}"]
+        call(["eval", *env, "env.cameras=[]", *policy, *asked], file.parent / "log.txt")
+
+
+def trained(run: Path, arguments: Sequence[str]) -> None:
+    """One training run, unless it is there already; an unfinished one is continued."""
+    if (run / "final.json").is_file():
+        return
+    if (run / "config.yaml").is_file():
+        arguments = [f"resume={run}"]
+    else:
+        arguments = [*arguments, f"run.root={run.parent}", f"run.name={run.name}"]
+    call(["train", *arguments], run.parent / f"{run.name}.log")

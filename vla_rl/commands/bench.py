@@ -17,7 +17,7 @@ usage: vla-rl bench collector [key=value ...]
 
 Examples:
   vla-rl bench collector
-  vla-rl bench residual tasks=[lift,reach] seeds=[0]
+  vla-rl bench residual only=[lift,reach] seeds=[0]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import importlib
 BENCHES = {
     "collector": "vla_rl.bench.collector",
     "residual": "vla_rl.bench.residual",
+    "diffusion": "vla_rl.bench.diffusion",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",

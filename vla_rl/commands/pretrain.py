@@ -3,12 +3,15 @@
 usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] [key=value ...]
 
   type=smolvla_nano                  LeRobot's SmolVLA at 3.7 M parameters, no download
+  type=dit_nano                      LeRobot's MultiTaskDiT, diffusion; overrides={objective:flow_matching}: a flow
   type=act inputs=[observation.state,observation.environment_state]
                                      any LeRobot policy type; inputs choose what it sees
-  train.vision_steps=800 train.vision_targets={observation.environment_state:[9,10,11]}
+  vision_steps=800 vision_targets={observation.environment_state:[9,10,11]}
                                      teach a vision tower without pretrained weights to see first
   out=assets/mine                    a plain LeRobot policy folder; the same command again continues
                                      an interrupted run
+
+Settings of training may be written with or without ``train.``: lr=0.001 is train.lr=0.001 (configs/pretrain.yaml).
 
 Examples:
   vla-rl pretrain datasets=[data/table] out=assets/smolvla-nano steps=6000
@@ -20,6 +23,16 @@ from vla_rl.config import compose, resolve_path, typed
 from vla_rl.runtime.progress import track
 
 
+def _spelled_out(overrides: list[str]) -> list[str]:
+    """``lr=0.001`` as ``train.lr=0.001``, for every setting of training."""
+    from dataclasses import fields
+
+    from vla_rl.pretrain import PretrainConfig
+
+    settings = {f.name for f in fields(PretrainConfig)}
+    return [f"train.{o}" if o.partition("=")[0] in settings else o for o in overrides]
+
+
 def run(overrides: list[str]) -> int:
     """Train to the end; prints loss on the way."""
     from pathlib import Path
@@ -28,7 +41,7 @@ def run(overrides: list[str]) -> int:
     from vla_rl.pretrain import PretrainConfig, Pretrainer
     from vla_rl.runtime.threads import set_threads
 
-    config = compose("pretrain", overrides)
+    config = compose("pretrain", _spelled_out(overrides))
     folders = [resolve_path(d) for d in config.datasets]
     for folder in folders:
         if not (folder / "meta" / "info.json").is_file():

@@ -1,0 +1,89 @@
+"""DPPO on a diffusion base, DPPO on a flow, DSRL and residual RL on many tasks at equal environment steps.
+
+Every part (demonstrations, bases, evaluation, run) is a ``vla-rl`` command of its own, kept once finished: stopped at
+any moment, the same command goes on. Bases are LeRobot's MultiTaskDiT at a tenth of a million parameters, cloned from a
+few noisy demonstrations on the simulator's state, so that dozens of runs fit a small machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vla_rl.bench.diffusion_table import write_table
+from vla_rl.bench.steps import RAW, cloned, counted, demonstrated, trained, workers
+from vla_rl.config import compose, nearest
+from vla_rl.errors import UserError
+
+TINY = (
+    "hidden_dim:64,num_layers:2,num_heads:2,timestep_embed_dim:32,"
+    "text_width:32,text_layers:1,vision_width:32,vision_layers:1"
+)
+"""Overrides of a MultiTaskDiT whose chunk of five denoising steps takes one core a few milliseconds."""
+
+
+def run(overrides: list[str]) -> int:
+    """Run what is missing and write the table after every run."""
+    config = compose("bench_diffusion", overrides)
+    names = list(config.only or config.tasks)
+    for name in names:
+        if name not in config.tasks:
+            raise UserError(f"only={name}: {nearest(name, list(config.tasks))}")
+    for algorithm in config.algorithms:
+        if algorithm not in config.runs:
+            raise UserError(f"algorithms={algorithm}: {nearest(algorithm, list(config.runs))}")
+    for seed in config.seeds:
+        for name in names:
+            _prepare(config, name)
+            for algorithm in config.algorithms:
+                _train(config, name, algorithm, int(seed))
+                write_table(config)
+    write_table(config)
+    return 0
+
+
+def _prepare(config: Any, name: str) -> None:
+    """Demonstrations, a base of each kind that is asked for, and its success."""
+    task, folder = config.tasks[name], Path(config.work) / name
+    env = [*task.env, "env.num_envs=8", workers(config.num_workers)]
+    demonstrated(folder, env, noise=task.noise, episodes=task.demos)
+    for base in sorted({config.runs[a].base for a in config.algorithms}):
+        raw = [RAW] if task.get("raw_state", False) else []
+        overrides = ",".join([TINY, *config.bases[base], *raw])
+        cloned(
+            folder,
+            [
+                "train.type=dit_nano",
+                "train.lr=0.001",
+                "train.batch_size=64",
+                f"train.chunk_size={config.horizon}",
+                f"train.steps={task.get('bc_steps', config.bc_steps)}",
+                "train.overrides={" + overrides + "}",
+            ],
+            name=base,
+        )
+        counted(folder / f"{base}.json", env, _policy(config, folder / base), episodes=config.episodes)
+
+
+def _policy(config: Any, path: Path) -> list[str]:
+    steps = f"policy.flow_steps={config.denoising_steps}"
+    return ["policy=lerobot", f"policy.path={path}", f"policy.horizon={config.horizon}", steps]
+
+
+def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
+    """One run, unless it is there already; an unfinished one is continued."""
+    task, folder, asked = config.tasks[name], Path(config.work) / name, config.runs[algorithm]
+    arguments = [
+        "experiment=bench",
+        *[o for o in task.env if o.startswith("env=")],
+        *[o for o in task.env if not o.startswith("env=")],
+        "env.num_envs=8",
+        "env.cameras=[]",
+        workers(config.num_workers),
+        *_policy(config, folder / asked.base),
+        *[s.format(folder=folder) for s in asked.settings],
+        f"run.seed={seed}",
+        f"run.steps={config.steps}",
+        f"run.final_episodes={config.episodes}",
+    ]
+    trained(folder / f"{algorithm}-{seed}", arguments)

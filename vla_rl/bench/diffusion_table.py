@@ -1,0 +1,120 @@
+"""``benchmarks/results/diffusion/README.md`` and ``results.json`` from whatever runs have finished.
+
+Runs are kept seed by seed, so that several sessions or machines can fill one table.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.stats import wilson
+
+TITLES = {
+    "dppo": "DPPO",
+    "flow_dppo": "flow-DPPO",
+    "dsrl": "DSRL",
+    "residual": "residual RL",
+    "gaussian_ppo": "Gaussian PPO",
+}
+KEPT = ("successes", "episodes", "rate", "wilson95")
+
+
+def write_table(config: Any) -> None:
+    """Collect finished runs of ``config.work``, join them with those already in ``config.out``; write both files."""
+    out = Path(config.out)
+    saved = out / "results.json"
+    tasks: dict[str, Any] = json.loads(saved.read_text())["tasks"] if saved.is_file() else {}
+    for name in config.tasks:
+        found = _found(Path(config.work) / name, config)
+        for column, runs in found.items():
+            tasks.setdefault(name, {}).setdefault(column, {}).update(runs)
+    tasks = {name: tasks[name] for name in config.tasks if name in tasks}
+    rows = [
+        {"name": f"{name}: {column}", "ours": pooled(runs)["rate"], "unit": "success rate"}
+        for name, row in tasks.items()
+        for column, runs in row.items()
+    ]
+    write_json(saved, {"rows": rows, "tasks": tasks})
+    write_text(out / "README.md", page(tasks, config))
+
+
+def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
+    """Column -> seed -> result; a base has one, under ``base``."""
+    columns: dict[str, dict[str, Any]] = {}
+    for base in config.bases:
+        if (folder / f"{base}.json").is_file():
+            columns[base] = {"base": _read(folder / f"{base}.json")}
+    for algorithm in config.runs:
+        for final in sorted(folder.glob(f"{algorithm}-*/final.json")):
+            report = final.parent / "report.json"
+            if not report.is_file():
+                continue
+            cost = json.loads(report.read_text())
+            seed = final.parent.name.rpartition("-")[2]
+            result = _read(final) | {k: cost[k] for k in ("train_seconds", "env_steps", "episodes")}
+            result |= {"train_episodes": result["episodes"], "episodes": _read(final)["episodes"]}
+            columns.setdefault(algorithm, {})[seed] = result
+    return columns
+
+
+def _read(file: Path) -> dict[str, Any]:
+    data = json.loads(file.read_text())
+    return {key: data[key] for key in KEPT}
+
+
+def pooled(runs: dict[str, Any]) -> dict[str, Any]:
+    """Several seeds' evaluations as one."""
+    successes, episodes = (sum(r[key] for r in runs.values()) for key in ("successes", "episodes"))
+    return {"rate": successes / episodes, "wilson95": wilson(successes, episodes)}
+
+
+def page(tasks: dict[str, Any], config: Any) -> str:
+    """The table, and what each cell's runs took."""
+    bases, columns = list(config.bases), list(config.runs)
+    titles = [*(f"{b} base" for b in bases), *(TITLES.get(c, c) for c in columns)]
+    lines = [
+        "# Diffusion and flow policies: results at equal environment steps",
+        "",
+        f"`vla-rl bench diffusion`: success of each seed's final policy over {config.episodes} episodes after "
+        f"{config.steps} environment steps, one recipe for all tasks. 95 % Wilson interval over all seeds' "
+        "episodes; in brackets each seed's success in percent. Bases: LeRobot's MultiTaskDiT on simulator "
+        f"state, {config.denoising_steps} denoising steps, cloned from a few noisy demonstrations.",
+        "",
+        "| task | " + " | ".join(titles) + " |",
+        "|---" * (len(titles) + 1) + "|",
+    ]
+    for name in config.tasks:
+        row = tasks.get(name, {})
+        cells = [_cell(row[c], c in bases) if c in row else "not run" for c in (*bases, *columns)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Training, mean over seeds (one core, other work beside it): minutes, environment steps, episodes.",
+        "",
+        "| task | " + " | ".join(TITLES.get(c, c) for c in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name in config.tasks:
+        row = tasks.get(name, {})
+        lines.append(f"| {name} | " + " | ".join(_cost(row[c]) if c in row else "-" for c in columns) + " |")
+    notes = Path(config.out) / "notes.md"
+    if notes.is_file():
+        lines += ["", notes.read_text().strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(runs: dict[str, Any], base: bool) -> str:
+    part = pooled(runs)
+    low, high = part["wilson95"]
+    seeds = "" if base else " [" + ", ".join(f"{100 * r['rate']:.0f}" for _, r in sorted(runs.items())) + "]"
+    return f"{100 * part['rate']:.0f} % ({100 * low:.0f}-{100 * high:.0f})" + seeds
+
+
+def _cost(runs: dict[str, Any]) -> str:
+    def mean(key: str) -> float:
+        return sum(r[key] for r in runs.values()) / len(runs)
+
+    return f"{mean('train_seconds') / 60:.1f} min, {mean('env_steps'):.0f}, {mean('train_episodes'):.0f}"
