@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from vla_rl.nn.ensemble import mlp
 from vla_rl.policies.base import Policy
 from vla_rl.policies.denoised import Denoised
 from vla_rl.policies.open_loop import OpenLoop
+from vla_rl.runtime.tensors import write_tensors
 
 
 @dataclass
@@ -39,6 +41,8 @@ class DPPOConfig:
         eta: 0 (deterministic sampler) to 1 (ancestral; for a flow the SDE of the same marginals) while collecting.
         min_std: least standard deviation of a trained step, in normalised actions: the exploration.
         max_noise: draws of the standard normal are clamped to this.
+        noise_correlation: between any two steps of a chunk, of the last denoising step's noise: 0 (white, the paper's)
+            explores by jitter, near 1 by moving the whole chunk aside, which one success says more about.
         decisions: chunks decided per iteration, all environments together.
         epochs: passes over an iteration's data.
         batch_size: (decision, denoising step) pairs per update.
@@ -50,6 +54,8 @@ class DPPOConfig:
         clip_rate: how late it grows from the one to the other (exponentially).
         target_kl: an iteration's updates end when the policy has moved this far.
         critic_warmup: iterations that train the critic alone.
+        critic_memory: newest iterations whose decisions the critic is fitted on; with few decisions per iteration one alone
+            is learnt by heart.
         base_kl: weight of the divergence from the frozen base, step by step (0 = none).
         scale_rewards: divide rewards by the running deviation of their discounted sum.
         actor_lr: AdamW step size of the denoiser.
@@ -67,6 +73,7 @@ class DPPOConfig:
     eta: float = 1.0
     min_std: float = 0.1
     max_noise: float = 3.0
+    noise_correlation: float = 0.0
     decisions: int = 2000
     epochs: int = 10
     batch_size: int = 2000
@@ -78,6 +85,7 @@ class DPPOConfig:
     clip_rate: float = 3.0
     target_kl: float = 1.0
     critic_warmup: int = 2
+    critic_memory: int = 1
     base_kl: float = 0.0
     scale_rewards: bool = True
     actor_lr: float = 1e-4
@@ -91,7 +99,7 @@ class DPPOConfig:
 
 
 def _check(config: DPPOConfig) -> None:
-    for name in ("decisions", "epochs", "batch_size"):
+    for name in ("decisions", "epochs", "batch_size", "critic_memory"):
         if getattr(config, name) < 1:
             raise UserError(f"algorithm.{name}={getattr(config, name)} must be at least 1")
     for name in ("gamma", "gae_lambda", "denoising_gamma", "eta"):
@@ -141,6 +149,7 @@ class DPPO:
             eta=config.eta,
             min_std=config.min_std,
             max_noise=config.max_noise,
+            correlation=config.noise_correlation,
             executed=base.horizon,
             generator=self.acting_generator,
         )
@@ -162,6 +171,7 @@ class DPPO:
         self.rewards = RewardScale(num_envs)
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None
+        self.memory: list[TensorDict] = []
         self.order = torch.empty(0, dtype=torch.int64)
 
     # ---- data -------------------------------------------------------------------------------------------
@@ -192,6 +202,9 @@ class DPPO:
             self.encoder.normalizer.update(self.encoder.vectors(batch["observation"]))
             self.encoder.normalizer.freeze()
         self.batch, self.left = batch, self._updates_for(len(batch))
+        if config.critic_memory > 1:
+            newest: Any = batch.select("observation", "return")
+            self.memory = [*self.memory, newest][-config.critic_memory :]
         self.order = torch.empty(0, dtype=torch.int64)
 
     def _updates_for(self, decisions: int) -> int:
@@ -230,7 +243,7 @@ class DPPO:
         picked, self.order = self.order[: config.batch_size], self.order[config.batch_size :]
         which, step = picked // trained, picked % trained
         rows: Any = self.batch[which]
-        metrics = {"critic_loss": self._fit_critic(rows)}
+        metrics = {"critic_loss": self._fit_critic(self._remembered(len(which)) if self.memory else rows)}
         stop = False
         if self.iteration >= config.critic_warmup:
             actor = self._fit_actor(rows, step)
@@ -244,6 +257,15 @@ class DPPO:
             self.batch = None
             self.iteration += 1
         return metrics
+
+    def _remembered(self, count: int) -> TensorDict:
+        """``count`` decisions of the newest iterations; their returns are those of their own time."""
+        sizes = torch.tensor([len(part) for part in self.memory])
+        ends = sizes.cumsum(0)
+        drawn = torch.randint(int(ends[-1]), (count,), generator=self.generator)
+        part = torch.searchsorted(ends, drawn, right=True)
+        within = drawn - (ends - sizes)[part]
+        return torch.cat([m[within[part == i]] for i, m in enumerate(self.memory)])  # type: ignore[arg-type]
 
     def _fit_critic(self, rows: TensorDict) -> Tensor:
         features = self.encoder(rows["observation"], True, self.generator)
@@ -322,6 +344,9 @@ class DPPO:
         save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
         if replay:
             self.decisions.save(folder / "decisions")
+            for index, part in enumerate(self.memory):
+                tensors = dict(part.flatten_keys("/").items())
+                write_tensors(folder / f"memory-{index:03}.safetensors", tensors, f"the critic's memory to {folder}")
 
     def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote.
@@ -335,3 +360,9 @@ class DPPO:
         self.rewards.restore(counters["rewards"])
         if replay:
             self.decisions.load(folder / "decisions")
+            self.memory = [_remembered_part(file) for file in sorted(folder.glob("memory-*.safetensors"))]
+
+
+def _remembered_part(file: Path) -> TensorDict:
+    tensors: dict[str, Any] = load_file(file)
+    return TensorDict(tensors, batch_size=[len(tensors["return"])]).unflatten_keys("/")

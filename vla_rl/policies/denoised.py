@@ -33,6 +33,7 @@ class Denoised:
         eta: 0 (deterministic sampler) to 1 (ancestral) while exploring.
         min_std: least standard deviation of a trained step, in normalised actions.
         max_noise: draws of the standard normal are clamped to this.
+        correlation: between any two steps of a chunk, of the noise at the last denoising step; 0 = white.
         executed: H, steps of each chunk that are carried out; only they count in log-probabilities.
         generator: of the noise while exploring; otherwise, as all policies, torch's own.
 
@@ -49,6 +50,7 @@ class Denoised:
         eta: float = 1.0,
         min_std: float = 0.1,
         max_noise: float = 3.0,
+        correlation: float = 0.0,
         executed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -74,6 +76,9 @@ class Denoised:
             slice(base.spec.action_dim),
         )
         """Of x [B, T', A']: what is carried out."""
+        if not 0 <= correlation < 1:
+            raise UserError(f"algorithm.noise_correlation={correlation}: from 0 (white) to below 1")
+        self.mixing = _mixing(executed, correlation) if correlation else None
         self.network: nn.Module = self.head.copy() if trained else self.head.network
         self.network.eval()  # dropout would make the probability of an action another one than it was drawn with
 
@@ -123,9 +128,13 @@ class Denoised:
                 continue
             if ours:
                 std = std.clamp(min=self.min_std)
-            x = mean + std * self._noise(x.shape, self.generator).clamp(-self.max_noise, self.max_noise)
+            noise = self._noise(x.shape, self.generator).clamp(-self.max_noise, self.max_noise)
+            last = step == self.chain.steps - 1
+            if ours and last and self.mixing is not None:
+                noise[self.part] = torch.einsum("ts,bsa->bta", self.mixing.to(noise), noise[self.part])
+            x = mean + std * noise
             if ours:
-                probabilities.append(self.mean_log_prob(x, mean, std))
+                probabilities.append(self.mean_log_prob(x, mean, std, torch.full((len(x),), last)))
         parts: dict[str, Any] = {"x": x}
         if not deterministic:
             parts |= {"condition": condition}
@@ -139,9 +148,26 @@ class Denoised:
         """Mean [B, T', A'] and standard deviation [B, 1, 1] of the step ``step`` [B] at ``x``."""
         return gaussian_of(self.head, network, self.chain, x, step, condition, eta)
 
-    def mean_log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """[B] log-density per element, clamped and averaged over the executed part."""
-        return log_prob(x, mean, std)[self.part].clamp(*LOG_PROB_BOUNDS).mean((1, 2))
+    def mean_log_prob(self, x: Tensor, mean: Tensor, std: Tensor, last: Tensor) -> Tensor:
+        """[B] log-density per element, clamped and averaged over the executed part.
+
+        Args:
+            x: after the step [B, T', A'].
+            mean: of the step [B, T', A'].
+            std: [B, 1, 1].
+            last: rows whose step is the last of the chain, where the noise may be correlated [B] bool.
+        """
+        away = (x - mean)[self.part]
+        if self.mixing is None:
+            return log_prob(away, torch.zeros_like(away), std).clamp(*LOG_PROB_BOUNDS).mean((1, 2))
+        mixing = self.mixing.to(away)
+        shape = away.shape
+        white = torch.linalg.solve_triangular(mixing, away.transpose(0, 1).flatten(1), upper=False)
+        white = white.view(shape[1], shape[0], shape[2]).transpose(0, 1)
+        rows = last.to(away.device)[:, None, None]
+        density = log_prob(torch.where(rows, white, away), torch.zeros_like(away), std)
+        density = density - rows * mixing.diagonal().log().mean()
+        return density.clamp(*LOG_PROB_BOUNDS).mean((1, 2))
 
     def evaluate(
         self, x: Tensor, after: Tensor, step: Tensor, condition: TensorDict
@@ -156,8 +182,13 @@ class Denoised:
         """
         mean, std = self.gaussian(self.network, x, step, condition, self.eta)
         std = std.clamp(min=self.min_std)
-        return self.mean_log_prob(after, mean, std), mean
+        return self.mean_log_prob(after, mean, std, step == self.chain.steps - 1), mean
 
     def _noise(self, shape: Any, generator: torch.Generator | None) -> Tensor:
         device = next(self.head.network.parameters()).device
         return torch.randn(shape, generator=generator).to(device)
+
+
+def _mixing(steps: int, correlation: float) -> Tensor:
+    """[H, H] lower triangular: times white noise [H] it is noise of variance 1, any two of its steps so correlated."""
+    return torch.linalg.cholesky(torch.eye(steps) * (1 - correlation) + correlation)
