@@ -7,7 +7,6 @@ is a Gaussian, whose log-probability PPO works on, with the outer advantage disc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,7 +44,7 @@ class DPPOConfig:
             explores by jitter, near 1 by moving the whole chunk aside, which one success says more about.
         decisions: chunks decided per iteration, all environments together.
         epochs: passes over an iteration's data.
-        batch_size: (decision, denoising step) pairs per update.
+        batch_size: (decision, denoising step) pairs per update, nearly.
         gamma: discount per decision.
         gae_lambda: of generalised advantage estimation.
         denoising_gamma: discount per denoising step.
@@ -172,7 +171,7 @@ class DPPO:
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None
         self.memory: list[TensorDict] = []
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.order: list[Tensor] = []
 
     # ---- data -------------------------------------------------------------------------------------------
 
@@ -205,10 +204,14 @@ class DPPO:
         if config.critic_memory > 1:
             newest: Any = batch.select("observation", "return")
             self.memory = [*self.memory, newest][-config.critic_memory :]
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.order = []
 
     def _updates_for(self, decisions: int) -> int:
-        return self.config.epochs * math.ceil(decisions * self.actor.trained / self.config.batch_size)
+        return self.config.epochs * self._batches(decisions)
+
+    def _batches(self, decisions: int) -> int:
+        """Minibatches of one epoch, all of nearly the same size: a last one of a single pair has no deviation."""
+        return max(1, round(decisions * self.actor.trained / self.config.batch_size))
 
     def _values(self, observation: TensorDict) -> Tensor:
         with torch.no_grad():
@@ -238,9 +241,10 @@ class DPPO:
             self._prepare()
         assert self.batch is not None
         config, trained = self.config, self.actor.trained
-        if not len(self.order):
-            self.order = torch.randperm(len(self.batch) * trained, generator=self.generator)
-        picked, self.order = self.order[: config.batch_size], self.order[config.batch_size :]
+        if not self.order:
+            pairs = torch.randperm(len(self.batch) * trained, generator=self.generator)
+            self.order = list(pairs.tensor_split(self._batches(len(self.batch))))
+        picked = self.order.pop(0)
         which, step = picked // trained, picked % trained
         rows: Any = self.batch[which]
         metrics = {"critic_loss": self._fit_critic(self._remembered(len(which)) if self.memory else rows)}
