@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
+from vla_rl.keys import INSTRUCTION
 from vla_rl.nn.squashed import SquashedGaussian
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Denoising, FromNoise
@@ -53,10 +54,11 @@ class NoiseSteered:
         self.magnitude, self.repeated, self.generator = magnitude, repeated, generator
         self.shape = noise_shape(base)
         self.chain = base.head.chain(steps) if isinstance(base, Denoising) else None
-        vectors = tuple(k for k in keys if k.startswith("observation.") and ".images." not in k)
+        vectors = tuple(k for k in keys if ".images." not in k and k != INSTRUCTION)
         pictures = tuple(k for k in keys if ".images." in k)
         self.spec = replace(
             base.spec,
+            language=base.spec.language or INSTRUCTION in keys,
             state_keys=tuple(dict.fromkeys(base.spec.state_keys + vectors)),
             image_keys=tuple(dict.fromkeys(base.spec.image_keys + pictures)),
         )
