@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from toy import SPEC, Loop, PointMass, success_rate, train
-from toy_diffusion import ToyDiffusion
+from toy_diffusion import CHUNK, ToyDiffusion
 
 from vla_rl.algorithms.factory import dppo
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.policies.denoised import Denoised
 from vla_rl.policies.open_loop import OpenLoop
 
 SMALL = {
@@ -85,6 +87,35 @@ def test_the_first_update_starts_at_ratio_one(diffusion):
     assert metrics[0]["approx_kl"].abs() < 1e-6 and metrics[0]["clipped"] == 0
 
 
+@pytest.mark.parametrize("executed", [4, 3])
+def test_correlated_noise_has_the_probability_of_its_distribution(diffusion, executed):
+    """Against scipy's multivariate normal, at the last denoising step and at the one before it."""
+    torch.manual_seed(0)
+    actor = Denoised(diffusion, trained=2, min_std=0.3, correlation=0.7, executed=executed, max_noise=9.0)
+    observation = PointMass(3, 0).observe()
+    condition, _ = diffusion.encode(observation, diffusion.initial_state(3))
+    output = actor.sample(condition, torch.randn(3, CHUNK, 2), deterministic=False)
+    for index in range(2):
+        x, after, step = output["chain"][:, index], output["chain"][:, index + 1], torch.full((3,), 3 + index)
+        found, mean = actor.evaluate(x, after, step, condition)
+        assert torch.allclose(found, output["log_prob"][:, index], atol=1e-5)
+        std = actor.gaussian(actor.network, x, step, condition, 1.0)[1].clamp(min=0.3)
+        rho = 0.7 if index else 0.0
+        shape = torch.eye(executed) * (1 - rho) + rho
+        for row in range(3):
+            away = (after - mean)[row, :executed].detach().numpy()
+            spread = (std[row].square().item() * shape).double().numpy()
+            right = sum(multivariate_normal.logpdf(away[:, a], cov=spread) for a in range(2))
+            assert found[row].item() == pytest.approx(right / (2 * executed), abs=1e-4)
+
+
+def test_an_iteration_that_does_not_divide_into_batches_is_split_evenly(diffusion):
+    torch.manual_seed(0)
+    settings = SMALL | {"critic_warmup": 0, "trained_steps": 1, "batch_size": 99, "decisions": 100}
+    metrics = train(dppo(OpenLoop(diffusion, 4), SPEC, 16, **settings), 1200)
+    assert metrics and all(torch.isfinite(m["actor_loss"]) for m in metrics)
+
+
 def test_target_kl_ends_an_iteration(diffusion):
     torch.manual_seed(0)
     settings = SMALL | {"critic_warmup": 0, "target_kl": 0.0, "epochs": 50, "actor_lr": 1e-2}
@@ -105,10 +136,11 @@ def test_divergence_from_the_base_holds_it_back(diffusion):
     assert moved[1] < moved[0] / 2
 
 
-def test_resume_is_bit_exact(diffusion, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"critic_memory": 3, "noise_correlation": 0.8}])
+def test_resume_is_bit_exact(diffusion, tmp_path, settings):
     def begin():
         torch.manual_seed(0)
-        return dppo(OpenLoop(diffusion, 4), SPEC, 16, **SMALL)
+        return dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | settings))
 
     first = begin()
     train(first, 1480)
