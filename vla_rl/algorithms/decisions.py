@@ -80,11 +80,16 @@ class Decisions:
             decision[f"next_{key}"] = fresh[key] if there else torch.zeros_like(decision[key])  # type: ignore[index]
         self._closed[row].append(decision)
 
-    def pop(self) -> TensorDict | None:
-        """All that are over, in the order of rows [N]; they are forgotten here. None: there are none."""
+    def over(self) -> TensorDict | None:
+        """All that are over, in the order of rows [N]. None: there are none."""
         if not len(self):
             return None
         batch: Any = torch.stack([d for row in self._closed for d in row])
+        return batch
+
+    def pop(self) -> TensorDict | None:
+        """What ``over`` gives; they are forgotten here."""
+        batch = self.over()
         self._closed = [[] for _ in self._closed]
         return batch
 
@@ -122,8 +127,7 @@ class Decisions:
         """Those that are over; the collector has closed the others."""
         lengths = [len(row) for row in self._closed]
         tensors = {"lengths": torch.tensor(lengths)}
-        if len(self):
-            stacked: Any = torch.stack([d for row in self._closed for d in row])
+        if (stacked := self.over()) is not None:
             tensors |= dict(stacked.flatten_keys("/").items())
         write_tensors(folder / FILE, tensors, f"decisions to {folder}")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -21,13 +20,16 @@ from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
 from vla_rl.algorithms.experience import Encoder
 from vla_rl.algorithms.ppo import RewardScale, clip_schedule, clipped_loss, denoising_discount
+from vla_rl.algorithms.replayed_value import ReplayedValue
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.nn.ensemble import mlp
 from vla_rl.policies.base import Policy
 from vla_rl.policies.denoised import Denoised
 from vla_rl.policies.open_loop import OpenLoop
-from vla_rl.runtime.tensors import write_tensors
+
+CRITIC_BATCH = 256
+"""Decisions per temporal-difference update."""
 
 
 @dataclass
@@ -53,8 +55,9 @@ class DPPOConfig:
         clip_rate: how late it grows from the one to the other (exponentially).
         target_kl: an iteration's updates end when the policy has moved this far.
         critic_warmup: iterations that train the critic alone.
-        critic_memory: newest iterations whose decisions the critic is fitted on; with few decisions per iteration one alone
-            is learnt by heart.
+        critic_updates: 0 = the critic is fitted on each iteration's returns (PPO); otherwise temporal-difference updates per
+            iteration on the newest ``critic_memory`` decisions, which a few hundred decisions per iteration need.
+        critic_memory: decisions kept for that.
         base_kl: weight of the divergence from the frozen base, step by step (0 = none).
         scale_rewards: divide rewards by the running deviation of their discounted sum.
         actor_lr: AdamW step size of the denoiser.
@@ -84,7 +87,8 @@ class DPPOConfig:
     clip_rate: float = 3.0
     target_kl: float = 1.0
     critic_warmup: int = 2
-    critic_memory: int = 1
+    critic_updates: int = 0
+    critic_memory: int = 10_000
     base_kl: float = 0.0
     scale_rewards: bool = True
     actor_lr: float = 1e-4
@@ -162,6 +166,14 @@ class DPPO:
         self.critic_optimizer = torch.optim.AdamW(
             [*self.critic.parameters(), *seen], lr=config.critic_lr, weight_decay=0.0
         )
+        self.replayed = ReplayedValue(
+            self.critic,
+            lambda seen, learning: self.encoder(seen, learning, self.generator),
+            lambda loss: self._step(loss, self.critic_optimizer, "critic"),
+            capacity=config.critic_memory,
+            gamma=config.gamma,
+        )
+        self.critic_loss = torch.zeros(())
         self.decisions = Decisions(num_envs, self.encoder.keys)
         self.policy = OpenLoop(self.actor, base.horizon, on_decision=self.decisions.decided)
         self.eval_policy = OpenLoop(self.actor, base.horizon)
@@ -170,7 +182,6 @@ class DPPO:
         self.rewards = RewardScale(num_envs)
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None
-        self.memory: list[TensorDict] = []
         self.order: list[Tensor] = []
 
     # ---- data -------------------------------------------------------------------------------------------
@@ -196,14 +207,16 @@ class DPPO:
         if config.scale_rewards:
             self.rewards.update(self.decisions.rewards())
             scale = self.rewards.scale
-        batch = self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
+        fresh = self.decisions.over()
+        assert fresh is not None
         if not self.iteration and self.encoder.vector_keys:
-            self.encoder.normalizer.update(self.encoder.vectors(batch["observation"]))
+            self.encoder.normalizer.update(self.encoder.vectors(fresh["observation"]))
             self.encoder.normalizer.freeze()
+        if config.critic_updates:
+            self.replayed.add(fresh)
+            self.critic_loss = self.replayed.fit(config.critic_updates, CRITIC_BATCH, scale, self.generator)
+        batch = self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
         self.batch, self.left = batch, self._updates_for(len(batch))
-        if config.critic_memory > 1:
-            newest: Any = batch.select("observation", "return")
-            self.memory = [*self.memory, newest][-config.critic_memory :]
         self.order = []
 
     def _updates_for(self, decisions: int) -> int:
@@ -247,7 +260,10 @@ class DPPO:
         picked = self.order.pop(0)
         which, step = picked // trained, picked % trained
         rows: Any = self.batch[which]
-        metrics = {"critic_loss": self._fit_critic(self._remembered(len(which)) if self.memory else rows)}
+        if config.critic_updates:  # done, in _prepare
+            metrics = {"critic_loss": self.critic_loss}
+        else:
+            metrics = {"critic_loss": self._fit_critic(rows)}
         stop = False
         if self.iteration >= config.critic_warmup:
             actor = self._fit_actor(rows, step)
@@ -261,15 +277,6 @@ class DPPO:
             self.batch = None
             self.iteration += 1
         return metrics
-
-    def _remembered(self, count: int) -> TensorDict:
-        """``count`` decisions of the newest iterations; their returns are those of their own time."""
-        sizes = torch.tensor([len(part) for part in self.memory])
-        ends = sizes.cumsum(0)
-        drawn = torch.randint(int(ends[-1]), (count,), generator=self.generator)
-        part = torch.searchsorted(ends, drawn, right=True)
-        within = drawn - (ends - sizes)[part]
-        return torch.cat([m[within[part == i]] for i, m in enumerate(self.memory)])  # type: ignore[arg-type]
 
     def _fit_critic(self, rows: TensorDict) -> Tensor:
         features = self.encoder(rows["observation"], True, self.generator)
@@ -321,7 +328,8 @@ class DPPO:
         trained = nn.ParameterDict(
             {k.replace(".", "/"): p for k, p in self.actor.network.named_parameters() if p.requires_grad}
         )
-        return {"encoder": self.encoder, "critic": self.critic, "denoiser": trained}
+        target = {"target": self.replayed.target} if self.config.critic_updates else {}
+        return {"encoder": self.encoder, "critic": self.critic, "denoiser": trained} | target
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
@@ -348,9 +356,7 @@ class DPPO:
         save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
         if replay:
             self.decisions.save(folder / "decisions")
-            for index, part in enumerate(self.memory):
-                tensors = dict(part.flatten_keys("/").items())
-                write_tensors(folder / f"memory-{index:03}.safetensors", tensors, f"the critic's memory to {folder}")
+            self.replayed.save(folder)
 
     def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote.
@@ -364,9 +370,4 @@ class DPPO:
         self.rewards.restore(counters["rewards"])
         if replay:
             self.decisions.load(folder / "decisions")
-            self.memory = [_remembered_part(file) for file in sorted(folder.glob("memory-*.safetensors"))]
-
-
-def _remembered_part(file: Path) -> TensorDict:
-    tensors: dict[str, Any] = load_file(file)
-    return TensorDict(tensors, batch_size=[len(tensors["return"])]).unflatten_keys("/")
+            self.replayed.load(folder)
