@@ -136,6 +136,7 @@ def report_of(env: RobotEnv, results: list[dict[str, Any]], fault: str) -> dict[
         "missed_periods": env.ticker.missed,
         "intervention_share": sum(r["interventions"] for r in results)
         / max(1, sum(r["steps"] for r in results)),
+        "safety_stops": list(env.stops),
         "fault": fault,
         "each": results,
     }

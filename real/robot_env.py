@@ -21,6 +21,7 @@ from real.kinematics import ArmModel
 from real.motion import go, joints_of, retrace
 from real.ros2 import Latest, Link, Ticker, picture_type
 from real.safety_node import RESET, STATE, STOP_BUTTON, TARGET, describe, read_joints
+from real.stops import AGAIN, await_reset, latched, verdict
 from vla_rl.environment import (
     Observation,
     StartState,
@@ -61,6 +62,8 @@ class RobotEnv(VlaVectorEnv):
         max_episode_steps: time limit in control steps.
         task: the sentence; None = the contract's first.
         confirm: asked to put the scene in order when the contract names no service for it.
+        stop_patience: seconds in which a person may reset a latched stop. The episode it ended has failed (cut, not failed,
+            if a person pressed the button), and the next one begins after the reset. 0 = a stop ends the run.
         arguments: of the node, as on a ROS command line.
 
     Raises:
@@ -75,12 +78,13 @@ class RobotEnv(VlaVectorEnv):
         max_episode_steps: int = 150,
         task: str | None = None,
         confirm: Callable[[str], Any] = input,
+        stop_patience: float = 0.0,
         arguments: Sequence[str] = (),
     ) -> None:
         self.closed = True  # until it is complete: gymnasium's destructor asks
         self.contract = contract = load_contract(robot)
         spec = robot_spec(contract, cameras, task, max_episode_steps)
-        self.task, self.confirm = spec.tasks[0], confirm
+        self.task, self.confirm, self.stop_patience = spec.tasks[0], confirm, stop_patience
         self.model = ArmModel(contract)
         self.commander = Commander(contract, self.model)
         self.cameras = chosen_cameras(contract, cameras)
@@ -101,6 +105,7 @@ class RobotEnv(VlaVectorEnv):
         """How far a rewind goes back."""
         self._path: list[np.ndarray] = []  # postures before each step of the episode
         self._grip = float("nan")  # what the gripper was last told
+        self.stops: list[str] = []
         self.results: list[bool] = []
         """Success of each finished episode that nobody threw away."""
         self.seed: int | None = None
@@ -143,7 +148,7 @@ class RobotEnv(VlaVectorEnv):
     start_states = True
 
     def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
-        """Move home, put the scene in order, begin. A latched stop is not cleared here, but named.
+        """Move home, put the scene in order, begin. A latched stop is not cleared here, but named and waited out.
 
         Raises:
             RobotFault: stopped by safety, or home cannot be reached.
@@ -153,12 +158,15 @@ class RobotEnv(VlaVectorEnv):
         start = row_starts(options, self).get(0)
         self.seed = row_seeds(seed, 1)[0] if start is None else int(start["seed"])
         self._path, self._grip = [], self.contract.gripper.open if self.contract.gripper else float("nan")
-        self._ready()
-        if start is None:
-            self._home()
-            self._scene(self.seed)
-        else:
-            self._return(start)
+        for attempt in range(AGAIN):
+            self._ready()
+            try:
+                self._prepare(start)
+                break
+            except RobotFault:
+                if not (self.stop_patience and latched(self)) or attempt == AGAIN - 1:
+                    raise
+                self.stops.append(latched(self))
         self._await_fresh(after=self.link.now())
         where = read_joints(self._message(self.joints), self.contract.joints)
         self.commander.reset(where)
@@ -176,6 +184,8 @@ class RobotEnv(VlaVectorEnv):
         thrown the episode away. ``info["rewound"]`` [1]: a person has asked for a rewind: the arm is back where it was so
         many steps ago (this one included), the observation is from there, and those steps no longer count.
 
+        A latched stop ends the episode where ``stop_patience`` allows: see ``real.stops``.
+
         Raises:
             RobotFault: stopped by safety, or a stream stays stale.
         """
@@ -188,15 +198,20 @@ class RobotEnv(VlaVectorEnv):
         self._grip = self._grip if grip is None else grip
         self._send(target, grip, label=f"seed {self.seed} step {self.steps}")
         self.lateness.append(self.ticker.wait())
-        self._guarded()
-        held = self._await_fresh()
+        stopped = self._guarded()
+        held = not stopped and self._await_fresh()
         self.steps += 1
         said = self.outcome() if self.outcome is not None else ""
+        if stopped:
+            self.stops.append(stopped)
+            said = verdict(stopped, said)
+            print(f"the arm is stopped: {stopped}. This episode is over ({said})", flush=True)
         rewound = self._rewind() if said == "rewind" and not self._succeeded() else 0
         self.steps -= rewound
-        success = said not in ("failure", "discard") and (said == "success" or self._succeeded())
+        success = said not in ("failure", "discard", "cut") and (said == "success" or self._succeeded())
         terminated = success or said == "failure"
-        truncated = (self.steps >= self.env_spec.max_episode_steps or said == "discard") and not terminated
+        late = self.steps >= self.env_spec.max_episode_steps
+        truncated = (late or said in ("discard", "cut")) and not terminated
         self._done = terminated or truncated
         if self._done and said != "discard":
             self.results.append(success)
@@ -278,24 +293,31 @@ class RobotEnv(VlaVectorEnv):
             count = self.safety.count
             self.safety.wait(count, 1.0)
             mode, reason = describe(self.safety)
-        if mode == "stopped":
-            raise RobotFault(f"the arm is stopped: {reason}. When it is safe, call the service {RESET}")
+        await_reset(self, self.stop_patience)
 
     def _unguarded(self) -> float:
         """Seconds since the safety node's last word."""
         newest = self.safety.newest
         return self.link.now() - newest.arrival if newest is not None else float("inf")
 
-    def _guarded(self) -> None:
-        """The safety node is there and has not stopped the arm."""
+    def _guarded(self) -> str:
+        """The safety node is there and has not stopped the arm; why it has, if that only costs the episode."""
         silent = self._unguarded()
         if silent > GUARD:
             raise RobotFault(
                 f"the safety node has said nothing for {silent:.1f} s: the arm is at rest; start the node again"
             )
-        mode, reason = describe(self.safety)
-        if mode == "stopped":
+        reason = latched(self)
+        if reason and not self.stop_patience:
             raise RobotFault(f"the arm is stopped: {reason}")
+        return reason
+
+    def _prepare(self, start: StartState | None) -> None:
+        if start is None:
+            self._home()
+            self._scene(self.seed)
+        else:
+            self._return(start)
 
     def _home(self) -> None:
         """Straight home in joint space, fingers open."""

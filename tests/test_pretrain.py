@@ -183,6 +183,31 @@ def test_other_types_train_and_load(dataset, tmp_path, kind, inputs, overrides):
     check_policy(policy, tiny.env_spec(env_state_dim=4), steps=1)
 
 
+def test_a_type_that_ignores_the_environment_state_has_it_in_its_state(dataset, tmp_path):
+    """LeRobot's MultiTaskDiT lets it be an input and never looks: such a clone was blind."""
+    small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "hidden_dim": 48}
+    config = PretrainConfig(
+        type="dit_nano",
+        steps=1,
+        batch_size=4,
+        chunk_size=4,
+        inputs=["observation.state", ENV],
+        overrides=small | {"num_layers": 1},
+    )
+    policy = LeRobotPolicy(pretrain(config, [dataset], tmp_path / "dit"))
+    assert set(policy.spec.state_keys) == {"observation.state", ENV}
+    seen = {
+        "observation.state": torch.zeros(2, 5),
+        ENV: torch.tensor([[0.0] * 4, [1.0] * 4]),
+        "task": [""] * 2,
+    }
+    vector = policy.encode(seen, policy.initial_state(2))[0]["vector"]
+    assert not torch.allclose(vector[0], vector[1])
+    check_policy(policy, tiny.env_spec(env_state_dim=4), steps=1)
+    with pytest.raises(UserError, match="needs observation.environment_state"):
+        policy.act({"observation.state": torch.zeros(1, 5), "task": [""]}, policy.initial_state(1))
+
+
 @pytest.mark.parametrize("chosen", [None, "IDENTITY"])
 def test_environment_state_is_scaled_unless_told_otherwise(dataset, tmp_path, chosen):
     """LeRobot's types leave it in metres, where 6 % instead of 88 % of PickCube's episodes succeed."""

@@ -86,6 +86,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     num_envs: int
     start_states = False
     """Whether ``save_states`` and ``options["start"]`` are offered."""
+    stops: Sequence[str] = ()
+    """Why a robot's safety node has ended episodes so far; simulators have none."""
 
     def reset(  # type: ignore[override]
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None

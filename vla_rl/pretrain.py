@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ACTION, IMAGES, STATE
+from vla_rl.keys import ACTION, ENV_STATE, IMAGES, STATE
 from vla_rl.policies.inside import copy_inside
-from vla_rl.policies.lerobot_folder import first_line, local_folder, read_config, time_steps
+from vla_rl.policies.lerobot_folder import JOINED, first_line, local_folder, read_config, time_steps
 from vla_rl.policies.nano import nano_policy, save_policy
 from vla_rl.policies.nano_dit import nano_dit
 from vla_rl.pretrain_data import Samples
@@ -32,6 +32,10 @@ NOTES = "pretrain.json"
 
 DISK_FULL = ("No space left", "quota exceeded", "File too large")
 """How the system says it; safetensors passes the words on in an exception of its own."""
+
+BLIND_TO_ENVIRONMENT = ("smolvla_nano", "dit_nano", "smolvla", "multi_task_dit", "pi0", "pi05")
+"""Types that LeRobot lets have ``observation.environment_state`` and that never look at it: they get it as the end of
+``observation.state``, in training and when they act (``JOINED`` in the folder's notes says so)."""
 
 
 @dataclass
@@ -232,6 +236,7 @@ class Pretrainer:
         self.vision_targets = config.vision_targets or {STATE: []}
         extra = list(self.vision_targets) if config.vision_steps else []
         self.samples = Samples.read(datasets, config.inputs, extra)
+        self.joined = config.type in BLIND_TO_ENVIRONMENT and self.samples.join(STATE, ENV_STATE)
         if config.vision_steps:
             vision_targets(self.samples, self.vision_targets)
         torch.manual_seed(config.seed)
@@ -360,6 +365,7 @@ class Pretrainer:
             "step": self.step,
             "done": done,
             "rate_hz": self.samples.rate_hz,
+            JOINED: self.joined,
             "settings": self._settings(),
         }
         (folder / NOTES).write_text(json.dumps(notes, indent=2) + "\n")

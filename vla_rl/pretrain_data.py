@@ -94,6 +94,13 @@ class Samples:
         }
         return cls(arrays, task, torch.cat(last), rates.pop() or None, more)
 
+    def join(self, key: str, other: str) -> bool:
+        """Make ``other`` the end of ``key``; whether both were there."""
+        if key not in self.arrays or other not in self.arrays:
+            return False
+        self.arrays[key] = torch.cat([self.arrays[key], self.arrays.pop(other)], 1)
+        return True
+
     def starts(self, drop_last: int = 0) -> Tensor:
         """Frames [m] to train on: all but the last ``drop_last`` of each episode (at least one is kept)."""
         index = torch.arange(len(self.last))

@@ -101,6 +101,12 @@ class Trainer:
         self.config, self.run, self.env, self.on_progress = config, run, env, on_progress
         seed_everything(int(config.run.seed))
         self.algorithm = build_algorithm(config, env)
+        shown = config.get("demonstrations")
+        if shown and shown.get("episodes") and not getattr(self.algorithm, "takes_demonstrations", True):
+            raise UserError(
+                f"{type(self.algorithm).__name__} learns from its own decisions alone: set demonstrations=none, or "
+                "pretrain on them"
+            )
         learner = config.run.get("learner", "inline")
         if learner not in ("inline", "process"):
             raise UserError(f"run.learner={learner}: choose from inline, process")
@@ -253,6 +259,8 @@ class Trainer:
             steps, taken = self._logged
             values["intervention"] = (progress.interventions - taken) / max(1, progress.steps - steps)
             self._logged = progress.steps, progress.interventions
+        if self.env.stops:
+            values["safety_stops"] = len(self.env.stops)
         values |= self.schedule.metrics()
         self.run.log(progress.steps, **values)
 

@@ -50,7 +50,15 @@ class Stage:
             "safety": safety(robot),
             "recorder": [sys.executable, "-m", "real.bench.recorder", robot, str(work)],
         }
-        self.session_command = [sys.executable, "-m", "vla_rl.cli", "robot", "session", *session]
+        self.session_command = [
+            sys.executable,
+            "-m",
+            "vla_rl.cli",
+            "robot",
+            "session",
+            *session,
+            "env.stop_patience=0",
+        ]
         self.session: subprocess.Popen | None = None
         self.starts = len(list(work.glob("session-*.log")))  # those of a stage before this one are kept
         self.steps = 0

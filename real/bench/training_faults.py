@@ -23,7 +23,14 @@ from vla_rl.runtime.run_folder import RunFolder
 FAULTS = ("kill_learner", "kill_training")
 
 ARGUMENTS = [
-    *("env=robot", "env.cameras=[]", "policy=lerobot", "policy.horizon=8", "algorithm=residual_td3"),
+    *(
+        "env=robot",
+        "env.cameras=[]",
+        "env.stop_patience=0",
+        "policy=lerobot",
+        "policy.horizon=8",
+        "algorithm=residual_td3",
+    ),
     *("algorithm.warmup_steps=200", "algorithm.critic_updates=100", "algorithm.utd=0.5"),
     *("run.learner=process", "run.base_episodes=0", "run.final_episodes=0", "run.checkpoint_every=400"),
 ]

@@ -136,7 +136,9 @@ def test_divergence_from_the_base_holds_it_back(diffusion):
     assert moved[1] < moved[0] / 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"critic_updates": 5, "critic_memory": 250, "noise_correlation": 0.8}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"critic_updates": 5, "critic_memory": 250, "noise_correlation": 0.8}]
+)
 def test_resume_is_bit_exact(diffusion, tmp_path, settings):
     def begin():
         torch.manual_seed(0)

@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
 class ToyHead:
     """``vla_rl.policies.heads.Head``."""
 
-    shape, first = (CHUNK, 2), 0
+    shape, first, from_noise = (CHUNK, 2), 0, True
 
     def __init__(self, flow: bool) -> None:
         self.flow, self.network = flow, Denoiser()

@@ -1,15 +1,19 @@
 """The step-wise view of each kind of head is LeRobot's own sampler, taken apart."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from scipy.stats import norm
 
 from vla_rl.checks.policy import check_policy
 from vla_rl.errors import UserError
 from vla_rl.policies.denoised import Denoised
+from vla_rl.policies.heads import head_of
 from vla_rl.policies.lerobot import LeRobotPolicy
+from vla_rl.policies.noise_steered import noise_shape
 
 KINDS = ["vla_folder", "diffusion_folder", "dit_folder", "dit_flow_folder"]
 
@@ -125,9 +129,32 @@ def test_every_sentence_has_a_vector_of_its_own(dit_folder):
     assert not torch.allclose(vectors[0], vectors[1]) and not torch.allclose(vectors[1], vectors[2])
 
 
-def test_a_policy_without_steps_is_refused(act_folder):
-    with pytest.raises(UserError, match="act policy has no denoising steps: choose one of diffusion"):
-        Denoised(LeRobotPolicy(act_folder), trained=1)
+def test_a_policy_without_steps_is_refused():
+    model = SimpleNamespace(config=SimpleNamespace(type="vqbet"))
+    with pytest.raises(UserError, match="vqbet policy has no denoising steps: choose one of diffusion"):
+        head_of(model)
+
+
+def test_a_regressed_chunk_is_a_gaussian_of_one_step(act_folder):
+    policy = LeRobotPolicy(act_folder)
+    seen = observe(4) | {"observation.environment_state": torch.randn(4, 4)}
+    ours = Denoised(policy, min_std=0.2, max_noise=9.0, executed=3)
+    theirs, _ = policy.act(seen, policy.initial_state(4))
+    calm, _ = ours.act(seen, ours.initial_state(4), deterministic=True)
+    assert torch.allclose(calm["action"], theirs["action"], atol=1e-5)
+    torch.manual_seed(0)
+    output, _ = ours.act(seen, ours.initial_state(4))
+    drawn, step = output["chain"][:, 1], torch.zeros(4, dtype=torch.int64)
+    again, mean = ours.evaluate(output["chain"][:, 0], drawn, step, output["condition"])
+    right = norm.logpdf(drawn.numpy(), mean.detach().numpy(), 0.2)[ours.part].mean((1, 2))
+    assert again.detach().numpy() == pytest.approx(right, abs=1e-4)
+    assert torch.allclose(again, output["log_prob"][:, 0], atol=1e-5)
+    again.sum().backward()
+    assert all(p.grad is None for p in policy.model.parameters())
+    with pytest.raises(UserError, match="denoising_steps=5: an act policy has one step"):
+        Denoised(policy, steps=5)
+    with pytest.raises(UserError, match="takes no initial noise to steer"):
+        noise_shape(policy)
 
 
 def test_more_trained_steps_than_there_are(dit_folder):

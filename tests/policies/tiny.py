@@ -118,3 +118,13 @@ DIFFUSION = {
     "use_group_norm": True,
     "spatial_softmax_num_keypoints": 4,
 }
+
+
+def observe(count: int, task: str = TASKS[0]) -> dict:
+    """What the tiny policies see, of ``count`` rows; the same every time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 255, (count, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    state = torch.randn(count, 5, generator=generator)
+    return {"observation.state": state, "observation.images.base": images, "task": [task] * count}

@@ -33,6 +33,7 @@ def ready(robot):
 def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     out = tmp_path / "session"
     command = ["robot", "session", "policy=expert", "episodes=2", f"out={out}", "env.max_episode_steps=60"]
+    command.append("env.stop_patience=0")
 
     def stop_in_the_middle():
         until = time.monotonic() + 120

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -131,6 +130,7 @@ class DPPO:
         UserError: a base without denoising steps, or a setting that does not fit.
     """
 
+    takes_demonstrations = False
     on_policy = True
 
     def __init__(
@@ -259,18 +259,20 @@ class DPPO:
             self.order = list(pairs.tensor_split(self._batches(len(self.batch))))
         picked = self.order.pop(0)
         which, step = picked // trained, picked % trained
-        rows: Any = self.batch[which]
         if config.critic_updates:  # done, in _prepare
             metrics = {"critic_loss": self.critic_loss}
         else:
-            metrics = {"critic_loss": self._fit_critic(rows)}
+            loss = self.critic_loss_of(which)
+            self._step(loss, self.critic_optimizer, "critic")
+            metrics = {"critic_loss": loss.detach().cpu()}
         stop = False
         if self.iteration >= config.critic_warmup:
-            actor = self._fit_actor(rows, step)
+            loss, actor = self.actor_loss_of(which, step)
+            self._step(loss, self.actor_optimizer, "actor")
             stop = bool(actor["approx_kl"] > config.target_kl)
-            metrics |= actor
-        spread = rows["return"].var()
-        metrics["explained"] = 1 - (rows["return"] - rows["value"]).var() / spread.clamp(min=1e-8)
+            metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
+        returns, values = self.batch["return"][which], self.batch["value"][which]
+        metrics["explained"] = 1 - (returns - values).var() / returns.var().clamp(min=1e-8)
         self.updates += 1
         self.left = 0 if stop else self.left - 1
         if not self.left:
@@ -278,27 +280,29 @@ class DPPO:
             self.iteration += 1
         return metrics
 
-    def _fit_critic(self, rows: TensorDict) -> Tensor:
-        features = self.encoder(rows["observation"], True, self.generator)
-        value = self.critic(features).squeeze(-1)
-        loss = (value - rows["return"].to(value.device)).square().mean()
-        self._step(loss, self.critic_optimizer, "critic")
-        return loss.detach().cpu()
+    def critic_loss_of(self, which: Tensor) -> Tensor:
+        """The value's loss on the decisions ``which`` [B] of this iteration; one that stands there several times is seen once."""
+        assert self.batch is not None
+        each, count = which.unique(return_counts=True)
+        value = self.critic(self.encoder(self.batch["observation"][each], True, self.generator)).squeeze(-1)
+        away = (value - self.batch["return"][each].to(value.device)).square()
+        return (away * count.to(value.device)).sum() / len(which)
 
-    def _fit_actor(self, rows: TensorDict, step: Tensor) -> dict[str, Tensor]:
-        """PPO's update on the pairs (``rows`` [B], ``step`` [B] among the K' trained ones)."""
-        config, index = self.config, torch.arange(len(step))
+    def actor_loss_of(self, which: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO's loss on the pairs of decisions ``which`` [B] and ``step`` [B] among the K' trained ones, and its metrics."""
+        config, batch = self.config, self.batch
+        assert batch is not None
         device = next(self.actor.network.parameters()).device
-        x, after = rows["chain"][index, step].to(device), rows["chain"][index, step + 1].to(device)
-        condition = rows["condition"].to(device)
+        x, after = batch["chain"][which, step].to(device), batch["chain"][which, step + 1].to(device)
+        condition = batch["condition"][which].to(device)
         absolute = (step + self.actor.frozen).to(device)
         new, mean = self.actor.evaluate(x, after, absolute, condition)
-        advantage = rows["advantage"]
+        advantage = batch["advantage"][which]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         # What a person did instead says nothing of this chunk.
-        advantage = advantage * self.weights[step] * rows["own"]
+        advantage = advantage * self.weights[step] * batch["own"][which]
         loss, metrics = clipped_loss(
-            new, rows["log_prob"][index, step].to(device), advantage.to(device), self.clips[step].to(device)
+            new, batch["log_prob"][which, step].to(device), advantage.to(device), self.clips[step].to(device)
         )
         if config.base_kl:
             with torch.no_grad():
@@ -309,8 +313,7 @@ class DPPO:
             divergence = (((mean - there) / std).square() / 2)[self.actor.part].mean()
             loss = loss + config.base_kl * divergence
             metrics["base_kl"] = divergence.detach()
-        self._step(loss, self.actor_optimizer, "actor")
-        return {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in metrics.items()}
+        return loss, metrics
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, name: str) -> None:
         if not torch.isfinite(loss):

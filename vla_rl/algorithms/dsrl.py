@@ -119,6 +119,7 @@ class DSRL:
         UserError: a base that takes no noise (or, with ``na``, shows no denoising steps), or a setting that does not fit.
     """
 
+    takes_demonstrations = False
     on_policy = False
 
     def __init__(

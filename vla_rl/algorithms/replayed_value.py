@@ -63,7 +63,9 @@ class ReplayedValue:
             rows = self.ring.sample(size, generator)
             with torch.no_grad():
                 ahead = self.target(self.features(rows["next_observation"], True)).squeeze(-1)
-                goal = (rows["reward"] * scale).to(ahead) + self.gamma * ~rows["terminated"].to(ahead.device) * ahead
+                goal = (rows["reward"] * scale).to(ahead) + self.gamma * ~rows["terminated"].to(
+                    ahead.device
+                ) * ahead
             value = self.critic(self.features(rows["observation"], True)).squeeze(-1)
             loss = (value - goal).square().mean()
             self.step(loss)

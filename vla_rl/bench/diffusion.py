@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.diffusion_table import write_table
-from vla_rl.bench.steps import RAW, cloned, counted, demonstrated, trained, workers
+from vla_rl.bench.steps import cloned, counted, demonstrated, trained, workers
 from vla_rl.config import compose, nearest
 from vla_rl.errors import UserError
 
@@ -48,8 +48,7 @@ def _prepare(config: Any, name: str) -> None:
     env = [*task.env, "env.num_envs=8", workers(config.num_workers)]
     demonstrated(folder, env, noise=task.noise, episodes=task.demos)
     for base in sorted({config.runs[a].base for a in config.algorithms}):
-        raw = [RAW] if task.get("raw_state", False) else []
-        overrides = ",".join([TINY, *config.bases[base], *raw])
+        overrides = ",".join([TINY, *config.bases[base]])
         cloned(
             folder,
             [

@@ -1,18 +1,22 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual [key=value ...]
-       vla-rl bench control | faults | sim_arm | hil [key=value ...]
+       vla-rl bench residual | diffusion | data_study | dppo_reference [key=value ...]
+       vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
               simulator rendering every step; and what the collector itself costs
   residual    base, residual RL, RLPD and filtered BC on many tasks at equal environment steps: fills
               benchmarks/results/residual/README.md; finished runs are kept, so it can be stopped and continued
+  diffusion   DPPO, flow-DPPO, DSRL and residual RL on diffusion and flow bases, the same way
+  data_study  a VLA cloned from the demonstrations of a noisy expert, of Gaussian PPO and of diffusion RL
+  dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
               not come back
   sim_arm     a policy trained in simulation, then the same policy over DDS in real time: success of both
+  hil_robot   the same on the simulated arm over DDS in real time, the learner in its own process; then the policy alone
   hil         episodes that a poor policy needs to become a good one, with and without a scripted teleoperator
 
 Examples:
@@ -28,10 +32,13 @@ BENCHES = {
     "collector": "vla_rl.bench.collector",
     "residual": "vla_rl.bench.residual",
     "diffusion": "vla_rl.bench.diffusion",
+    "data_study": "vla_rl.bench.data_study",
+    "dppo_reference": "vla_rl.bench.dppo_reference",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",
     "hil": "real.bench.hil",
+    "hil_robot": "real.bench.hil_robot",
 }
 
 

@@ -4,11 +4,13 @@ usage: vla-rl robot run env.robot=NAME policy=... [episodes=N] [launch=auto|fals
        vla-rl robot session env.robot=NAME policy=... out=DIR [episodes=N] [log=true|false]
        vla-rl robot replay session=DIR env.robot=NAME policy=... [episodes=[0,3]] [out=DIR]
        vla-rl robot console env.robot=NAME [host=127.0.0.1] [port=8090]
+       vla-rl robot reset
 
   run                               counts successes; writes report.json
   session                           records: a LeRobotDataset and an MCAP log that neither a crash nor a power cut
                                     loses; the same command again goes on
   replay                            what a policy would have done in a recorded session, step by step, without the robot
+  reset                             ends a latched stop, once the scene is safe
   console                           watches a robot that another process drives, in a browser, with a STOP button
 
   env.robot=sim_arm                 contract: a name of configs/robot/ or a YAML file
@@ -19,7 +21,9 @@ usage: vla-rl robot run env.robot=NAME policy=... [episodes=N] [launch=auto|fals
   teleop=console                    the same browser page, with a handle to drive (docs/console.md)
   env.cameras=[]                    cameras the policy uses; a stale one holds the arm
 
-A latched stop is never cleared by this command: it ends, names the reason, and you call /vla_rl/safety/reset.
+A latched stop is cleared by nothing but a person: vla-rl robot reset, the console's button or the service
+/vla_rl/safety/reset. run, session, train and eval wait env.stop_patience seconds for that; the episode has failed (cut, if
+it was a person who pressed the button). Then, or at once with env.stop_patience=0, they end and name the reason.
 
 Examples:
   vla-rl robot run env.robot=sim_arm policy=expert episodes=5
@@ -40,6 +44,7 @@ ACTIONS = {
     "session": "real.session",
     "replay": "real.replay",
     "console": "real.console",
+    "reset": "real.stops",
 }
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from vla_rl.errors import UserError
 from vla_rl.policies.denoising import Chain, of_flow, of_scheduler
+from vla_rl.policies.gaussian_head import RegressionHead
 
 HAVE_HEADS = ("diffusion", "multi_task_dit", "smolvla", "pi0", "pi05")
-"""LeRobot types that ``head_of`` knows."""
+"""LeRobot types with denoising steps; ``head_of`` also knows ``act``, as a chain of one."""
 
 
 class Head(Protocol):
@@ -26,11 +27,13 @@ class Head(Protocol):
         network: asked at every step.
         shape: (T', A') of one row's x.
         first: index in T' of the first action that is executed.
+        from_noise: whether the chunk depends on where the chain begins.
     """
 
     network: nn.Module
     shape: tuple[int, int]
     first: int
+    from_noise: bool
 
     def chain(self, steps: int | None = None) -> Chain:
         """Its levels in ``steps`` steps; None = as saved."""
@@ -66,6 +69,8 @@ def head_of(model: Any) -> Head:
                 "adapt_to_pi_aloha=true: its actions are re-encoded after the flow; not supported here"
             )
         return FlowHead(model)
+    if config.type == "act":
+        return RegressionHead(model)
     raise UserError(
         f"a {config.type} policy has no denoising steps: choose one of {', '.join(HAVE_HEADS)} (policy.path)"
     )
@@ -97,6 +102,8 @@ def _trainable(network: nn.Module) -> nn.Module:
 class UNetHead:
     """LeRobot's DiffusionPolicy."""
 
+    from_noise = True
+
     def __init__(self, model: Any) -> None:
         self.model, config = model, model.config
         self.network = model.diffusion.unet
@@ -124,6 +131,8 @@ class UNetHead:
 
 class TransformerHead:
     """LeRobot's MultiTaskDiTPolicy, with diffusion or flow matching."""
+
+    from_noise = True
 
     def __init__(self, model: Any) -> None:
         self.model, config = model, model.config
@@ -159,6 +168,7 @@ class TransformerHead:
 class FlowHead:
     """SmolVLA, pi0 and pi0.5: an action expert that attends to the VLM's keys and values."""
 
+    from_noise = True
     first = 0
 
     def __init__(self, model: Any) -> None:

@@ -11,11 +11,12 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
-from vla_rl.keys import ACTION, TASK
+from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK
 from vla_rl.policies.base import Observation, PolicySpec
 from vla_rl.policies.heads import Head, head_of
 from vla_rl.policies.lerobot_folder import (
     flow_steps_of,
+    joined,
     load_policy_folder,
     local_folder,
     read_config,
@@ -64,7 +65,12 @@ class LeRobotPolicy:
         self._time_steps = time_steps(config)
         self.history = self._time_steps or 1
         self._image_shapes = _image_shapes(config)
-        vectors = (k for k, f in config.input_features.items() if f.type.name in ("STATE", "ENV"))
+        vectors = [k for k, f in config.input_features.items() if f.type.name in ("STATE", "ENV")]
+        self._joined = joined(folder)
+        if self._joined:
+            vectors.append(ENV_STATE)
+            if self.history > 1:
+                raise UserError(f"{folder} joins {ENV_STATE} to its state and keeps a history: not supported")
         tokenizes = any("Tokenizer" in type(step).__name__ for step in self.before.steps)
         self.spec = PolicySpec(
             action_dim=config.output_features[ACTION].shape[0],
@@ -237,7 +243,9 @@ class LeRobotPolicy:
         """LeRobot's batch: vectors and images [B, (n,) ...], normalised and tokenized; ``left`` as in training."""
         batch: dict[str, Any] = {}
         for key in self.spec.state_keys + self.spec.image_keys:
-            value = observation[key] if self.history == 1 else state["history", key]
+            if self._joined and key == ENV_STATE:
+                continue
+            value = self._vector(observation, key) if self.history == 1 else state["history", key]
             if self.history == 1 and self._time_steps is not None:
                 value = value.unsqueeze(1)
             batch[key] = value.float() / 255 if key in self._image_shapes else value.float()
@@ -247,6 +255,12 @@ class LeRobotPolicy:
         batch = self.before(batch)
         batch.pop(ACTION, None)  # the processors add an empty one, which the models would stack
         return batch
+
+    def _vector(self, observation: Observation, key: str) -> Tensor:
+        """As the model reads it: its state may end in the environment's."""
+        if self._joined and key == STATE:
+            return torch.cat([observation[STATE], observation[ENV_STATE]], 1)
+        return observation[key]
 
     def _fill_queues(self, batch: dict[str, Any]) -> None:
         """LeRobot's models with a history read it from queues; ours comes from the state at each call."""
@@ -264,8 +278,13 @@ class LeRobotPolicy:
             if key not in observation:
                 have = ", ".join(k for k in observation if k != TASK) or "nothing"
                 raise UserError(f"policy {self.path} needs {key}; the observation has {have}")
+        for key in self.spec.state_keys + self.spec.image_keys:
+            if self._joined and key == ENV_STATE:
+                continue
             wanted = tuple(self.config.input_features[key].shape)
             found = tuple(observation[key].shape[1:])
+            if self._joined and key == STATE and ENV_STATE in observation:
+                found = (found[0] + observation[ENV_STATE].shape[1],)
             if found == wanted:
                 continue
             if key not in self._image_shapes:

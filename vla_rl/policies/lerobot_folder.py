@@ -14,6 +14,8 @@ from vla_rl.policies.inside import inside, make_absolute
 
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+JOINED = "state_has_environment"
+"""Among the notes of ``vla-rl pretrain``."""
 FLOW_STEPS = ("num_steps", "num_inference_steps", "num_denoising_steps")
 """Names LeRobot's policies give to the number of denoising steps."""
 
@@ -169,11 +171,20 @@ def _check_covered(model: Any, stored: set[str], folder: Path) -> None:
 
 def saved_rate(folder: Path) -> float | None:
     """Control rate in Hz that ``vla-rl pretrain`` noted; None when unknown."""
+    return _notes(folder).get("rate_hz")
+
+
+def joined(folder: Path) -> bool:
+    """Whether ``observation.environment_state`` is the end of the policy's ``observation.state``."""
+    return bool(_notes(folder).get(JOINED))
+
+
+def _notes(folder: Path) -> dict[str, Any]:
     file = folder / "pretrain.json"
     try:
-        return json.loads(file.read_text()).get("rate_hz") if file.is_file() else None
+        return json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
-        return None
+        return {}
 
 
 def time_steps(config: Any) -> int | None:

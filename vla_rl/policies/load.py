@@ -12,7 +12,7 @@ from vla_rl.policies.base import Policy, check_compatible
 
 
 def load_base(config: Any, *, candidates: int = 1) -> Policy:
-    """A LeRobot policy, executed ``config.horizon`` steps per chunk.
+    """A LeRobot policy, here or behind ``vla-rl serve`` (``address``), executed ``config.horizon`` steps per chunk.
 
     Args:
         config: ``path``, ``horizon``, ``device``, ``flow_steps``, ``asynchronous``, ``rtc``, ``blend``.
@@ -21,10 +21,17 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
     from vla_rl.policies.lerobot import LeRobotPolicy
     from vla_rl.policies.open_loop import OpenLoop
 
-    if not config.get("path"):
-        raise UserError("policy.path is not set: name a LeRobot policy folder, a hub id or a run folder")
-    path = resolve_path(config.path)
-    policy = LeRobotPolicy(path, device=config.get("device", "cpu"), flow_steps=config.get("flow_steps"))
+    policy: Any
+    if config.get("address"):
+        from vla_rl.policies.remote import Remote
+
+        names = ("token_file", "timeout", "patience", "authority")
+        policy = Remote(config.address, **{n: config[n] for n in names if config.get(n) is not None})
+    else:
+        if not config.get("path"):
+            raise UserError("policy.path is not set: name a LeRobot policy folder, a hub id or a run folder")
+        path = resolve_path(config.path)
+        policy = LeRobotPolicy(path, device=config.get("device", "cpu"), flow_steps=config.get("flow_steps"))
     if config.get("asynchronous"):
         from vla_rl.policies.asynchronous import Asynchronous
 

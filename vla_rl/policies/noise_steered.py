@@ -14,6 +14,7 @@ from vla_rl.keys import INSTRUCTION
 from vla_rl.nn.squashed import SquashedGaussian
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Denoising, FromNoise
+from vla_rl.policies.denoising import Chain
 from vla_rl.policies.heads import HAVE_HEADS, gaussian_of
 
 
@@ -83,16 +84,9 @@ class NoiseSteered:
         with torch.no_grad():
             chosen = self.choose(observation, count, deterministic)
             noise = self.spread(chosen)
-            if self.chain is None:
-                assert isinstance(self.base, FromNoise)
-                output, state = self.base.act_from_noise(observation, state, noise)
-                parts = {"action": output["action"]}
-            else:
-                assert isinstance(self.base, Denoising)
-                condition, state = self.base.encode(observation, state)
-                chunk = self.base.actions_of(self.generate(condition, noise))
-                parts = {"action": chunk, "condition": condition}
-        return TensorDict(parts | {"noise": chosen}, batch_size=[count]), state
+            output, state = act_from(self.base, observation, state, noise, self.chain)
+            output["noise"] = chosen
+        return output, state
 
     def choose(self, observation: Observation, count: int, deterministic: bool) -> Tensor:
         """Noise [B, D] in units of ``magnitude``; standard normal while nothing is steered."""
@@ -118,11 +112,37 @@ class NoiseSteered:
     def generate(self, condition: TensorDict, noise: Tensor) -> Tensor:
         """The base's chunk x [B, T', A'], normalised, from ``noise`` [B, T', A'] without noise on the way."""
         assert self.chain is not None and isinstance(self.base, Denoising)
-        head, chain = self.base.head, self.chain
-        x = noise.to(next(head.network.parameters()).device)
-        for step in range(chain.steps):
-            x, _ = gaussian_of(head, head.network, chain, x, torch.full((len(x),), step), condition, 0.0)
-        return x
+        return _generate(self.base, self.chain, condition, noise)
+
+
+def act_from(
+    base: Policy, observation: Observation, state: TensorDict, noise: Tensor, chain: Chain | None = None
+) -> tuple[TensorDict, TensorDict]:
+    """``action`` [B, T, A] as a function of ``noise`` [B, T', A'], and ``condition`` where the base shows one.
+
+    Args:
+        base: a policy that takes a noise.
+        observation: of B rows.
+        state: of the base.
+        noise: where its chain begins.
+        chain: its steps, if not those it was saved with.
+    """
+    count = state.batch_size[0]
+    if not isinstance(base, Denoising):
+        assert isinstance(base, FromNoise)
+        output, state = base.act_from_noise(observation, state, noise)
+        return TensorDict({"action": output["action"]}, batch_size=[count]), state
+    condition, state = base.encode(observation, state)
+    chunk = base.actions_of(_generate(base, chain or base.head.chain(), condition, noise))
+    return TensorDict({"action": chunk, "condition": condition}, batch_size=[count]), state
+
+
+def _generate(base: Denoising, chain: Chain, condition: TensorDict, noise: Tensor) -> Tensor:
+    head = base.head
+    x = noise.to(next(head.network.parameters()).device)
+    for step in range(chain.steps):
+        x, _ = gaussian_of(head, head.network, chain, x, torch.full((len(x),), step), condition, 0.0)
+    return x
 
 
 def noise_shape(base: Policy) -> tuple[int, int]:
@@ -131,7 +151,7 @@ def noise_shape(base: Policy) -> tuple[int, int]:
     Raises:
         UserError: it takes none.
     """
-    if isinstance(base, Denoising):
+    if isinstance(base, Denoising) and base.head.from_noise:
         return base.head.shape
     if isinstance(base, FromNoise) and base.noise_shape is not None:
         return base.noise_shape

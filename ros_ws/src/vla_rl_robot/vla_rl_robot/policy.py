@@ -27,7 +27,7 @@ class Episodes(Work):
         from real.commands import policy_of
         from vla_rl.config import build, compose
 
-        config = compose("robot_run", list(overrides))
+        config = compose("robot_run", ["env.stop_patience=0", *overrides])
         self.env: Any = build(config.env)
         try:
             self.policy = policy_of(config, self.env)

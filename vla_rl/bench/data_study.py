@@ -1,0 +1,162 @@
+"""``vla-rl bench data_study``: does a VLA learn more from a learned expert's demonstrations than from a person's?
+
+After "Beyond Human Demonstrations" (arXiv 2509.19752): per task an expert is trained from a few demonstrations and sparse
+reward, by Gaussian PPO and by reinforcement learning of a diffusion policy; one VLA is cloned from each origin's successes,
+as many episodes of each task, and from the noisy scripted expert's, which stands for people.
+
+Every part is a ``vla-rl`` command of its own, kept once finished: stopped at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vla_rl.bench.steps import call, cloned, demonstrated, trained, workers
+from vla_rl.config import compose, nearest
+from vla_rl.errors import UserError
+from vla_rl.runtime.metrics import write_json, write_text
+
+HUMAN = "noisy_expert"
+QUALITY = ("length", "length_std", "jerk", "action_jerk", "path", "variance", "coverage")
+KEPT = ("successes", "episodes", "rate", "wilson95")
+
+
+def run(overrides: list[str]) -> int:
+    """Train, record, clone and judge what is missing; writes the table."""
+    config = compose("bench_data_study", overrides)
+    names = list(config.only or config.tasks)
+    for name in names:
+        if name not in config.tasks:
+            raise UserError(f"only={name}: {nearest(name, list(config.tasks))}")
+    sources = [HUMAN, *config.experts]
+    for name in names:
+        _experts(config, name)
+        for source in sources:
+            _record(config, name, source)
+    for source in sources:
+        _vla(config, names, source)
+    _write(config, names, sources)
+    return 0
+
+
+def _env(config: Any, name: str) -> list[str]:
+    task = config.tasks[name]
+    limit = f"env.max_episode_steps={task.limit}"
+    return ["env=metaworld", f"env.ids=[{task.id}]", limit, "env.num_envs=8", workers(config.num_workers)]
+
+
+def _experts(config: Any, name: str) -> None:
+    """Demonstrations, bases, and one run of each learned source."""
+    folder, env = Path(config.work) / name, _env(config, name)
+    demonstrated(folder, env, noise=config.noise, episodes=config.demos)
+    for source, expert in config.experts.items():
+        sizes = [f"train.steps={config.bc_steps}", f"train.chunk_size={config.horizon}"]
+        cloned(folder, [*expert.base, *sizes], name=f"{source}-base")
+        arguments = [
+            "experiment=bench",
+            *env,
+            "env.cameras=[]",
+            f"policy.path={folder}/{source}-base",
+            f"policy.horizon={config.horizon}",
+            *expert.policy,
+            *expert.run,
+            f"run.seed={config.seed}",
+            f"run.steps={config.steps}",
+            "run.final_episodes=50",
+        ]
+        trained(folder / f"{source}-{config.seed}", arguments)
+
+
+def _record(config: Any, name: str, source: str) -> None:
+    """``episodes`` successes with pictures, on scenes that no evaluation plays."""
+    out = Path(config.work) / "data" / source / name
+    if (out / "meta" / "info.json").is_file():
+        return
+    run_folder = Path(config.work) / name / f"{source}-{config.seed}"
+    policy = ["policy=expert", f"policy.noise={config.noise}"]
+    if source != HUMAN:
+        policy = [f"policy.path={run_folder}", "deterministic=true"]
+    pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
+    wanted = [f"episodes={config.episodes}", "seed=700000", f"out={out}"]
+    call(["record", *_env(config, name), *pictures, *policy, *wanted], Path(config.work) / "record.log")
+
+
+def _vla(config: Any, names: list[str], source: str) -> None:
+    """A VLA from one origin's demonstrations of all tasks, and its success on all."""
+    work = Path(config.work)
+    out, judged, log = work / f"vla-{source}", work / f"vla-{source}.json", work / f"vla-{source}.log"
+    if not (out / "model.safetensors").is_file() or (out / "training.safetensors").is_file():
+        data = ",".join(str(work / "data" / source / name) for name in names)
+        call(["pretrain", f"datasets=[{data}]", f"out={out}", "threads=1", *config.vla], log)
+    if not judged.is_file():
+        ids = ",".join(config.tasks[name].id for name in names)
+        env = ["env=metaworld", f"env.ids=[{ids}]", f"env.num_envs={len(names)}", workers(config.num_workers)]
+        env += [
+            f"env.cameras=[{config.camera}]",
+            f"env.image_size={config.image_size}",
+            "env.max_episode_steps=150",
+        ]
+        policy = [f"policy.path={out}", f"policy.horizon={config.vla_horizon}"]
+        asked = [f"episodes={config.eval_episodes}", "seed=200000", f"json={judged}"]
+        call(["eval", *env, *policy, *asked], log)
+
+
+def _quality(config: Any, names: list[str], sources: list[str]) -> dict[str, dict[str, float]]:
+    """Mean over tasks of each source's quality, on scales common to a task's sources."""
+    from vla_rl.data.quality import compare
+
+    rows: dict[str, list[dict[str, Any]]] = {source: [] for source in sources}
+    for name in names:
+        folders = [Path(config.work) / "data" / source / name for source in sources]
+        for source, quality in zip(sources, compare(folders), strict=True):
+            rows[source].append(quality.as_dict())
+    return {s: {k: sum(r[k] for r in rows[s]) / len(rows[s]) for k in QUALITY} for s in sources}
+
+
+def _write(config: Any, names: list[str], sources: list[str]) -> None:
+    work, out = Path(config.work), Path(config.out)
+    judged = {s: json.loads((work / f"vla-{s}.json").read_text()) for s in sources}
+    experts = {
+        s: {
+            n: json.loads((work / n / f"{s}-{config.seed}" / "final.json").read_text())["rate"] for n in names
+        }
+        for s in config.experts
+    }
+    quality = _quality(config, names, sources)
+    rows = [{"name": s, "ours": judged[s]["rate"], "unit": "success rate of the VLA"} for s in sources]
+    tasks = {s: {t: p["rate"] for t, p in judged[s]["per_task"].items()} for s in sources}
+    vlas = {s: {k: judged[s][k] for k in KEPT} for s in sources}
+    write_json(
+        out / "results.json",
+        {"rows": rows, "vla": vlas, "per_task": tasks, "experts": experts, "quality": quality},
+    )
+    write_text(out / "README.md", page(config, names, vlas, experts, quality))
+    print(f"wrote {out / 'README.md'}")
+
+
+def page(config: Any, names: list[str], vlas: Any, experts: Any, quality: Any) -> str:
+    """The tables."""
+    lines = [
+        "# Demonstrations of three origins",
+        "",
+        f"`vla-rl bench data_study`: one VLA (`{config.vla[0]}`) cloned from {config.episodes} successes of each of "
+        f"{len(names)} Meta-World tasks, from the noisy scripted expert (noise {config.noise}) and from two learned "
+        f"experts per task, each trained for {config.steps} environment steps from {config.demos} demonstrations. "
+        f"Success over {config.eval_episodes} episodes, 95 % Wilson interval; one seed.",
+        "",
+        "| origin | success of the experts, mean | success of the VLA | " + " | ".join(QUALITY) + " |",
+        "|---" * (3 + len(QUALITY)) + "|",
+    ]
+    for source, part in vlas.items():
+        low, high = part["wilson95"]
+        mean = f"{100 * sum(experts[source].values()) / len(names):.0f} %" if source in experts else "-"
+        numbers = " | ".join(f"{quality[source][key]:.3g}" for key in QUALITY)
+        lines.append(
+            f"| {source} | {mean} | {100 * part['rate']:.1f} % ({100 * low:.0f}-{100 * high:.0f}) | {numbers} |"
+        )
+    notes = Path(config.out) / "notes.md"
+    if notes.is_file():
+        lines += ["", notes.read_text().strip()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,218 @@
+"""``vla-rl bench dppo_reference``: our DPPO updates beside the authors' structure, on one network and one batch.
+
+First the numbers: both losses of the first minibatch, and the weights after an epoch. Then the time of whole iterations
+(what follows the roll-out: old log-probabilities where they are computed again, then all epochs), in turn.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.algorithms.dppo import DPPO
+from vla_rl.bench.dppo_equations import Knobs, Reference
+from vla_rl.config import compose
+from vla_rl.keys import ACTION, STATE
+from vla_rl.runtime.metrics import write_json
+from vla_rl.runtime.threads import set_threads
+from vla_rl.stats import ratio_interval
+
+
+def run(overrides: list[str]) -> int:
+    """Compare, then time; writes the JSON. Exit code 1: the losses differ by more than 1e-5."""
+    config = compose("bench_dppo_reference", overrides)
+    set_threads(config.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = sides(config, Path(folder))
+    apart = compare(ours, theirs)
+    print(f"losses apart by {apart['policy_loss']:.1e} (policy), {apart['value_loss']:.1e} (value)")
+    rounds: dict[str, list[float]] = {"ours": [], "reference": []}
+    for _ in range(int(config.rounds)):
+        rounds["ours"].append(time_ours(ours))
+        rounds["reference"].append(time_reference(ours, theirs, int(config.epochs)))
+        print(f"ours {rounds['ours'][-1]:.2f} s  reference {rounds['reference'][-1]:.2f} s", flush=True)
+    updates = int(config.epochs) * ours._batches(int(config.decisions))
+    rates = {name: [updates / seconds for seconds in values] for name, values in rounds.items()}
+    ratio, *interval = ratio_interval(rates["ours"], rates["reference"])
+    row = {
+        "name": "dppo_vs_reference",
+        "ours": sum(rates["ours"]) / len(rates["ours"]),
+        "peer": sum(rates["reference"]) / len(rates["reference"]),
+        "unit": "updates per second",
+        "ratio": ratio,
+        "ratio95": interval,
+    }
+    print(f"{ratio:.2f} times as fast (95 % {interval[0]:.2f}-{interval[1]:.2f})")
+    if config.json:
+        write_json(Path(config.json), {"rows": [row], "apart": apart, "seconds": rounds})
+        print(f"wrote {config.json}")
+    return int(max(apart.values()) > 1e-5)
+
+
+def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
+    """Our learner with an iteration's batch in it, and the reference on copies of its networks."""
+    from vla_rl.algorithms.factory import dppo
+    from vla_rl.environment import EnvSpec
+    from vla_rl.policies.lerobot import LeRobotPolicy
+    from vla_rl.policies.open_loop import OpenLoop
+
+    torch.manual_seed(config.seed)
+    policy = LeRobotPolicy(_dit(config, folder / "policy"))
+    box = (-1.0,) * config.actions, (1.0,) * config.actions
+    spec = EnvSpec("bench", config.state, 0, *box, {}, (TASK,), 100, 10.0)
+    ours = dppo(
+        OpenLoop(policy, config.chunk),
+        spec,
+        1,
+        denoising_steps=config.steps,
+        decisions=config.decisions,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        critic_warmup=0,
+        target_kl=1e9,
+        observation_keys=[STATE],
+    )
+    ours.batch = _batch(config, ours)
+    knobs = Knobs(
+        config.steps,
+        ours.config.min_std,
+        ours.config.denoising_gamma,
+        ours.config.clip,
+        ours.config.clip_first,
+        ours.config.clip_rate,
+        config.chunk,
+        config.actions,
+        ours.config.actor_lr,
+        ours.config.critic_lr,
+    )
+    return ours, Reference(knobs, ours.actor.head, ours.actor.network, ours.critic)
+
+
+TASK = "do the task"
+
+
+def _dit(config: Any, folder: Path) -> Path:
+    """A small MultiTaskDiT with random weights that hear their condition."""
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from vla_rl.policies.nano import save_policy
+    from vla_rl.policies.nano_dit import nano_dit
+
+    features = (
+        {STATE: PolicyFeature(FeatureType.STATE, (config.state,))},
+        {ACTION: PolicyFeature(FeatureType.ACTION, (config.actions,))},
+    )
+    shape = {
+        "hidden_dim": config.width,
+        "num_layers": config.layers,
+        "num_heads": 2,
+        "timestep_embed_dim": 32,
+    }
+    small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1}
+    model = nano_dit(folder, features=features, chunk_size=config.chunk, tasks=[TASK], **shape, **small)
+    for block in model.noise_predictor.transformer_blocks:  # LeRobot starts them deaf
+        torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.2)
+    one = {key: torch.ones(n) for key, n in ((STATE, config.state), (ACTION, config.actions))}
+    stats = {k: {"min": -v, "max": v, "mean": 0 * v, "std": v} for k, v in one.items()}
+    before, after = make_pre_post_processors(model.config, dataset_stats=stats)
+    save_policy(folder, model, before, after)
+    return folder
+
+
+def _batch(config: Any, ours: DPPO) -> TensorDict:
+    """Chunks really sampled, with their probabilities; advantages and returns are drawn."""
+    count = config.decisions
+    seen = {STATE: torch.randn(count, config.state).clamp(-1, 1)}
+    policy = ours.actor.base
+    condition, _ = policy.encode(seen | {"task": [TASK] * count}, policy.initial_state(count))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        sampled = ours.actor.sample(
+            condition, torch.randn(count, *ours.actor.head.shape), deterministic=False
+        )
+        # Some way off the policy that the chunks came from, as in the middle of an iteration.
+        for weight in ours.actor.network.parameters():
+            weight.add_(2e-3 * torch.randn_like(weight))
+    ours.encoder.normalizer.freeze()
+    value = ours._values(TensorDict(seen, batch_size=[count]))
+    parts = {
+        "observation": TensorDict(seen, batch_size=[count]),
+        "chain": sampled["chain"],
+        "log_prob": sampled["log_prob"],
+        "condition": condition,
+        "advantage": torch.randn(count),
+        "return": value + torch.randn(count),
+        "value": value,
+        "own": torch.ones(count, dtype=torch.bool),
+    }
+    return TensorDict(parts, batch_size=[count])
+
+
+def minibatch(ours: DPPO, old: Tensor, which: Tensor, step: Tensor) -> dict[str, Any]:
+    """What the reference's loss reads, gathered pair by pair."""
+    batch = ours.batch
+    assert batch is not None
+    return {
+        "before": batch["chain"][which, step],
+        "after": batch["chain"][which, step + 1],
+        "index": step,
+        "condition": batch["condition"][which],
+        "old": old[which, step],
+        "advantage": batch["advantage"][which],
+        "return": batch["return"][which],
+        "features": ours.encoder(batch["observation"][which]).detach(),
+    }
+
+
+def elementwise(ours: DPPO, theirs: Reference) -> Tensor:
+    """The old policy's log-probabilities as the reference keeps them: those of the frozen base, which drew the chunks."""
+    assert ours.batch is not None
+    drew = copy.copy(theirs)
+    drew.network = ours.actor.head.network
+    return drew.recompute(ours.batch["chain"], ours.batch["condition"])
+
+
+def compare(ours: DPPO, theirs: Reference) -> dict[str, float]:
+    """How far both losses are apart on one minibatch of pairs."""
+    assert ours.batch is not None
+    pairs = torch.randperm(len(ours.batch) * theirs.knobs.steps)[: ours.config.batch_size]
+    which, step = pairs // theirs.knobs.steps, pairs % theirs.knobs.steps
+    policy, value = theirs.losses(minibatch(ours, elementwise(ours, theirs), which, step))
+    mine, _ = ours.actor_loss_of(which, step)
+    return {
+        "policy_loss": float((policy - mine).abs().detach()),
+        "value_loss": float((value - ours.critic_loss_of(which)).abs().detach()),
+    }
+
+
+def time_ours(ours: DPPO) -> float:
+    """Seconds of one iteration's updates; the batch stays for the next."""
+    batch = ours.batch
+    assert batch is not None
+    ours.left, ours.order = ours._updates_for(len(batch)), []
+    began = time.perf_counter()
+    while ours.left:
+        ours.update()
+    taken = time.perf_counter() - began
+    ours.batch = batch
+    return taken
+
+
+def time_reference(ours: DPPO, theirs: Reference, epochs: int) -> float:
+    """Seconds of the same in the authors' order of work."""
+    batch, steps = ours.batch, theirs.knobs.steps
+    assert batch is not None
+    began = time.perf_counter()
+    old = theirs.recompute(batch["chain"], batch["condition"])
+    for _ in range(epochs):
+        pairs = torch.randperm(len(batch) * steps)
+        for picked in pairs.split(ours.config.batch_size):
+            theirs.update(minibatch(ours, old, picked // steps, picked % steps))
+    return time.perf_counter() - began

@@ -1,0 +1,1 @@
+"""A policy behind a websocket: messages, server; the client is ``vla_rl.policies.remote``."""
