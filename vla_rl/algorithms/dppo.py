@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -271,7 +272,8 @@ class DPPO:
             self._step(loss, self.actor_optimizer, "actor")
             stop = bool(actor["approx_kl"] > config.target_kl)
             metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
-        returns, values = self.batch["return"][which], self.batch["value"][which]
+        returns: Any = self.batch["return"][which]
+        values = self.batch["value"][which]
         metrics["explained"] = 1 - (returns - values).var() / returns.var().clamp(min=1e-8)
         self.updates += 1
         self.left = 0 if stop else self.left - 1

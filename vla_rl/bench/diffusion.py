@@ -1,4 +1,4 @@
-"""DPPO on a diffusion base, DPPO on a flow, DSRL and residual RL on many tasks at equal environment steps.
+"""DPPO on a diffusion base, DPPO on a flow, DSRL and residual RL on many tasks, from the same few demonstrations.
 
 Every part (demonstrations, bases, evaluation, run) is a ``vla-rl`` command of its own, kept once finished: stopped at
 any moment, the same command goes on. Bases are LeRobot's MultiTaskDiT at a tenth of a million parameters, cloned from a
@@ -82,7 +82,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         *_policy(config, folder / asked.base),
         *[s.format(folder=folder) for s in asked.settings],
         f"run.seed={seed}",
-        f"run.steps={config.steps}",
+        f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
     ]
     trained(folder / f"{algorithm}-{seed}", arguments)

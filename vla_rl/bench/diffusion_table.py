@@ -74,12 +74,15 @@ def pooled(runs: dict[str, Any]) -> dict[str, Any]:
 def page(tasks: dict[str, Any], config: Any) -> str:
     """The table, and what each cell's runs took."""
     bases, columns = list(config.bases), list(config.runs)
-    titles = [*(f"{b} base" for b in bases), *(TITLES.get(c, c) for c in columns)]
+    steps = ", ".join(
+        f"{run.steps} ({TITLES.get(str(name), str(name))})" for name, run in config.runs.items()
+    )
+    titles = [*(f"{b} base" for b in bases), *(TITLES.get(str(c), str(c)) for c in columns)]
     lines = [
-        "# Diffusion and flow policies: results at equal environment steps",
+        "# Diffusion and flow policies: results",
         "",
-        f"`vla-rl bench diffusion`: success of each seed's final policy over {config.episodes} episodes after "
-        f"{config.steps} environment steps, one recipe for all tasks. 95 % Wilson interval over all seeds' "
+        f"`vla-rl bench diffusion`: success of each seed's final policy over {config.episodes} episodes, after "
+        f"{steps} environment steps; one recipe for all tasks. 95 % Wilson interval over all seeds' "
         "episodes; in brackets each seed's success in percent. Bases: LeRobot's MultiTaskDiT on simulator "
         f"state, {config.denoising_steps} denoising steps, cloned from a few noisy demonstrations.",
         "",
@@ -94,7 +97,7 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         "",
         "Training, mean over seeds (one core, other work beside it): minutes, environment steps, episodes.",
         "",
-        "| task | " + " | ".join(TITLES.get(c, c) for c in columns) + " |",
+        "| task | " + " | ".join(TITLES.get(str(c), str(c)) for c in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name in config.tasks:

@@ -34,7 +34,8 @@ class ProtocolError(ValueError):
 
 def pack(message: dict[str, Any]) -> bytes:
     """``message`` with tensors anywhere in it, as bytes."""
-    return msgpack.packb(message, default=_plain, use_bin_type=True)
+    data: Any = msgpack.packb(message, default=_plain, use_bin_type=True)
+    return data
 
 
 def _plain(value: Any) -> Any:

@@ -148,8 +148,9 @@ def _noise(policy: Any) -> tuple[tuple[int, int] | None, Any]:
         return policy.noise_shape, policy.act_from_noise
     if not isinstance(policy, Denoising):
         return None, None
+    base: Any = policy
     try:
-        return noise_shape(policy), lambda seen, state, noise: act_from(policy, seen, state, noise)
+        return noise_shape(base), lambda seen, state, noise: act_from(base, seen, state, noise)
     except UserError:
         return None, None
 
