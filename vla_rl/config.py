@@ -108,8 +108,8 @@ def build(node: Any, **extra: Any) -> Any:
         raise
 
 
-def typed(cls: type, node: Any) -> Any:
-    """A dataclass from a config node; unknown keys fail with the nearest field.
+def typed(cls: type, node: Any, prefix: str = "algorithm.") -> Any:
+    """A dataclass from a config node; unknown keys fail with the nearest field, named with ``prefix``.
 
     Raises:
         UserError: a key that is no field, or a value of the wrong type.
@@ -124,7 +124,7 @@ def typed(cls: type, node: Any) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
-            raise UserError(f"unknown configuration key 'algorithm.{key}': {nearest(str(key), names)}")
+            raise UserError(f"unknown configuration key '{prefix}{key}': {nearest(str(key), names)}")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
     except OmegaConfBaseException as error:

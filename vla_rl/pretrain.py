@@ -55,6 +55,7 @@ class PretrainConfig:
         image_shift: random shift augmentation in pixels (0 = off).
         vision_steps: steps of visual warm start before (``vla_rl.pretrain_vision``; 0 = none).
         vision_targets: what it regresses: key -> indices ([] = all that change); None = ``observation.state``.
+        progress: folder of ``vla-rl data progress``: samples that lose progress are left out; None = all are cloned.
         inputs: observation keys to use; () = images and ``observation.state``.
         seed: of weights and batches.
         save_every: steps between checkpoints.
@@ -72,6 +73,7 @@ class PretrainConfig:
     image_shift: int = 4
     vision_steps: int = 0
     vision_targets: dict[str, list[int]] | None = None
+    progress: str | None = None
     inputs: list[str] = field(default_factory=list)
     seed: int = 0
     save_every: int = 500
@@ -254,10 +256,26 @@ class Pretrainer:
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.starts = self.samples.starts(int(getattr(policy_config, "drop_n_last_frames", 0) or 0))
+        if config.progress:
+            self.starts = self._progressing(Path(config.progress), datasets)
         self.action_offsets = list(policy_config.action_delta_indices or range(config.chunk_size))
         timed = time_steps(policy_config) is not None
         self.observation_offsets = list(policy_config.observation_delta_indices) if timed else None
         self.step = 0
+
+    def _progressing(self, progress: Path, datasets: Sequence[Path]) -> Tensor:
+        """The starts from which the value does not fall."""
+        from vla_rl.data.progress import read_mask
+
+        mask = read_mask(progress, datasets)
+        if len(mask) != len(self.samples.last):
+            raise UserError(
+                f"{progress} was made of {len(mask)} frames, the data sets have {len(self.samples.last)}"
+            )
+        starts = self.starts[mask[self.starts]]
+        if not len(starts):
+            raise UserError(f"{progress} leaves no sample: make it with a larger drop=")
+        return starts
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step``: warm-up, then cosine to 2 %."""

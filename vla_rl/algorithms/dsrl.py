@@ -83,7 +83,7 @@ class DSRLConfig:
     critic_lr: float = 3e-4
     tau: float = 0.005
     critics: int = 2
-    temperature: float = 0.2
+    temperature: float = 0.02
     target_entropy: float = 0.0
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     capacity: int = 50_000

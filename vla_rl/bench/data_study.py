@@ -13,9 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import call, cloned, demonstrated, trained, workers
-from vla_rl.config import compose, nearest
-from vla_rl.errors import UserError
+from vla_rl.bench.steps import call, chosen, cloned, demonstrated, trained, workers
+from vla_rl.config import compose
 from vla_rl.runtime.metrics import write_json, write_text
 
 HUMAN = "noisy_expert"
@@ -26,10 +25,7 @@ KEPT = ("successes", "episodes", "rate", "wilson95")
 def run(overrides: list[str]) -> int:
     """Train, record, clone and judge what is missing; writes the table."""
     config = compose("bench_data_study", overrides)
-    names = list(config.only or config.tasks)
-    for name in names:
-        if name not in config.tasks:
-            raise UserError(f"only={name}: {nearest(name, list(config.tasks))}")
+    names = chosen("only", config.only, config.tasks)
     sources = [HUMAN, *config.experts]
     for name in names:
         _experts(config, name)
@@ -77,7 +73,7 @@ def _record(config: Any, name: str, source: str) -> None:
     run_folder = Path(config.work) / name / f"{source}-{config.seed}"
     policy = ["policy=expert", f"policy.noise={config.noise}"]
     if source != HUMAN:
-        policy = [f"policy.path={run_folder}", "deterministic=true"]
+        policy = ["policy=lerobot", f"policy.path={run_folder}", "deterministic=true"]
     pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
     wanted = [f"episodes={config.episodes}", "seed=700000", f"out={out}"]
     call(["record", *_env(config, name), *pictures, *policy, *wanted], Path(config.work) / "record.log")

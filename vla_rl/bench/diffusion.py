@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.diffusion_table import write_table
-from vla_rl.bench.steps import cloned, counted, demonstrated, trained, workers
-from vla_rl.config import compose, nearest
-from vla_rl.errors import UserError
+from vla_rl.bench.steps import chosen, cloned, counted, demonstrated, trained, workers
+from vla_rl.config import compose
 
 TINY = (
     "hidden_dim:64,num_layers:2,num_heads:2,timestep_embed_dim:32,"
@@ -25,17 +24,12 @@ TINY = (
 def run(overrides: list[str]) -> int:
     """Run what is missing and write the table after every run."""
     config = compose("bench_diffusion", overrides)
-    names = list(config.only or config.tasks)
-    for name in names:
-        if name not in config.tasks:
-            raise UserError(f"only={name}: {nearest(name, list(config.tasks))}")
-    for algorithm in config.algorithms:
-        if algorithm not in config.runs:
-            raise UserError(f"algorithms={algorithm}: {nearest(algorithm, list(config.runs))}")
+    names = chosen("only", config.only, config.tasks)
+    algorithms = chosen("algorithms", config.algorithms, config.runs)
     for seed in config.seeds:
         for name in names:
             _prepare(config, name)
-            for algorithm in config.algorithms:
+            for algorithm in algorithms:
                 _train(config, name, algorithm, int(seed))
                 write_table(config)
     write_table(config)

@@ -11,25 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.residual_table import TITLES, write_table
-from vla_rl.bench.steps import RAW, SMALL, cloned, counted, demonstrated, trained, workers
-from vla_rl.config import compose, nearest
-from vla_rl.errors import UserError
+from vla_rl.bench.steps import RAW, SMALL, chosen, cloned, counted, demonstrated, trained, workers
+from vla_rl.config import compose
 
 
 def run(overrides: list[str]) -> int:
     """Run what is missing and write the table after every run."""
     config = compose("bench_residual", overrides)
-    names = list(config.only or config.tasks)
-    for name in names:
-        if name not in config.tasks:
-            raise UserError(f"only={name}: {nearest(name, list(config.tasks))}")
-    for algorithm in config.algorithms:
-        if algorithm not in TITLES:
-            raise UserError(f"algorithms={algorithm}: {nearest(algorithm, TITLES)}")
+    names = chosen("only", config.only, config.tasks)
+    algorithms = chosen("algorithms", config.algorithms, TITLES)
     for name in names:
         _prepare(config, name)
         for seed in config.seeds:
-            for algorithm in config.algorithms:
+            for algorithm in algorithms:
                 _train(config, name, algorithm, int(seed))
                 write_table(config)
     write_table(config)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vla_rl.config import nearest
 from vla_rl.errors import UserError
 
 RAW = "normalization_mapping:{ENV:IDENTITY,STATE:MEAN_STD,ACTION:MEAN_STD}"
@@ -34,6 +35,19 @@ def call(arguments: Sequence[str], log: Path) -> None:
     if code:
         lines = log.read_text().strip().splitlines()
         raise UserError(f"vla-rl {arguments[0]} ended with {code}, see {log}: {lines[-1] if lines else ''}")
+
+
+def chosen(setting: str, given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """Those of ``known`` that a list setting names; None = all.
+
+    Raises:
+        UserError: one that is none of them, with the nearest.
+    """
+    names = list(known)
+    for name in given or ():
+        if name not in names:
+            raise UserError(f"{setting}={name}: {nearest(name, names)}")
+    return list(given or names)
 
 
 def workers(count: int | None) -> str:

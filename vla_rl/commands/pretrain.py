@@ -50,7 +50,7 @@ def run(overrides: list[str]) -> int:
     if out.exists() and not (out / "training.safetensors").is_file():
         raise UserError(f"{out} exists and is no unfinished run: choose another out=")
     set_threads(config.threads)
-    trainer = Pretrainer(typed(PretrainConfig, config.train), folders, out)
+    trainer = Pretrainer(typed(PretrainConfig, config.train, "train."), folders, out)
     if trainer.resume():
         print(f"continuing at step {trainer.step}")
     elif trainer.config.vision_steps:
