@@ -38,7 +38,9 @@ def run(overrides: list[str]) -> int:
     if overrides and overrides[0] == "progress":
         return _progress(overrides[1:])
     if not overrides or overrides[0] != "compare":
-        raise UserError("vla-rl data compare and vla-rl data progress are what there is (vla-rl data --help)")
+        raise UserError(
+            "vla-rl data compare DIR ... or vla-rl data progress DIR ... out=DIR (vla-rl data --help)"
+        )
     out = [word.removeprefix("json=") for word in overrides[1:] if word.startswith("json=")]
     names = [word for word in overrides[1:] if not word.startswith("json=")]
     for name in names:
