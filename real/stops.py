@@ -32,8 +32,8 @@ def latched(env: RobotEnv) -> str:
 
 
 def verdict(reason: str, said: str) -> str:
-    """What a stop makes of its episode: ``failure`` or ``cut``; ``discard`` if a person has ``said`` so."""
-    if said == "discard":
+    """What a stop makes of its episode: ``failure`` or ``cut``; ``failure`` or ``discard`` if a person has ``said`` so."""
+    if said in ("failure", "discard"):
         return said
     return "failure" if BLOCKED in reason else "cut"
 

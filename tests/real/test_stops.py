@@ -73,3 +73,4 @@ def test_what_a_stop_makes_of_an_episode():
     )
     assert verdict("stop button", "success") == verdict("other publishes /x too", "") == "cut"
     assert verdict("stop button", "discard") == "discard"
+    assert verdict("stop button", "failure") == "failure"
