@@ -171,6 +171,7 @@ def test_a_kill_between_the_renames_loses_nothing(dataset, tmp_path):
             ["observation.state", ENV],
             {k: v for k, v in tiny.ACT.items() if "steps" not in k and "chunk" not in k},
         ),
+        ("gaussian_nano", [], {"modes": 2, "hidden": [16], "camera_features": 8}),
         ("diffusion", [], {"down_dims": [8, 16, 32], "n_groups": 4, "spatial_softmax_num_keypoints": 4}),
     ],
 )

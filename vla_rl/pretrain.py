@@ -21,7 +21,14 @@ from torch import Tensor
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ACTION, ENV_STATE, IMAGES, STATE
 from vla_rl.policies.inside import copy_inside
-from vla_rl.policies.lerobot_folder import JOINED, first_line, local_folder, read_config, time_steps
+from vla_rl.policies.lerobot_folder import (
+    JOINED,
+    first_line,
+    local_folder,
+    read_config,
+    register_types,
+    time_steps,
+)
 from vla_rl.policies.nano import nano_policy, save_policy
 from vla_rl.policies.nano_dit import nano_dit
 from vla_rl.pretrain_data import Samples
@@ -43,8 +50,8 @@ class PretrainConfig:
     """Settings.
 
     Attributes:
-        type: ``smolvla_nano``, ``dit_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy folder or hub id
-            whose weights to continue from.
+        type: ``smolvla_nano``, ``dit_nano``, ``gaussian_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy
+            folder or hub id whose weights to continue from.
         steps: optimiser steps.
         batch_size: samples per step.
         lr: peak AdamW step size; cosine to 2 % after ``warmup`` steps.
@@ -131,7 +138,7 @@ def check_type(kind: str) -> None:
     Raises:
         UserError: with the nearest names.
     """
-    import lerobot.policies  # noqa: F401  registers every policy type
+    register_types()
     from lerobot.configs.policies import PreTrainedConfig
 
     from vla_rl.config import nearest

@@ -1,16 +1,22 @@
 """DPPO on the toy: it learns, goes on bit for bit, and refuses what cannot work."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import multivariate_normal
 from toy import SPEC, Loop, PointMass, success_rate, train
 from toy_diffusion import CHUNK, ToyDiffusion
+from toy_gaussian import cloned
 
 from vla_rl.algorithms.factory import dppo
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.denoised import Denoised
+from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.open_loop import OpenLoop
+
+CAMERA = "observation.images.top"
 
 SMALL = {
     "decisions": 100,
@@ -60,6 +66,67 @@ def test_learns(kind, lr, request):
     assert after > before + 0.15, (before, after)
 
 
+@pytest.mark.parametrize("modes", [1, 3])
+def test_gaussian_and_mixture_policies_learn_by_the_same_file(modes, tmp_path):
+    torch.manual_seed(0)
+    base = LeRobotPolicy(cloned(tmp_path / "policy", modes))
+    algorithm = dppo(
+        OpenLoop(base, 4),
+        SPEC,
+        64,
+        decisions=1600,
+        epochs=8,
+        gamma=0.97,
+        actor_lr=5e-4,
+        critic_lr=3e-3,
+        critic_warmup=1,
+        clip=0.1,
+        base_kl=0.01,
+        hidden=[64, 64],
+        observation_keys=[STATE, ENV_STATE],
+    )
+    before = success_rate(algorithm.eval_policy)
+    metrics = train(algorithm, 30_000, envs=64)
+    after = success_rate(algorithm.eval_policy)
+    assert 0.1 < before < 0.4 and after > before + 0.25, (before, after)
+    assert metrics[-1]["base_kl"] > 0
+
+
+class Filmed(PointMass):
+    """The point mass with a picture of itself."""
+
+    def observe(self):
+        picture = torch.zeros(self.num_envs, 3, 24, 24, dtype=torch.uint8)
+        cell = ((self.position + 1.2) * 10).long().clamp(0, 23)
+        picture[torch.arange(self.num_envs), :, cell[:, 1], cell[:, 0]] = 255
+        return super().observe() | {CAMERA: picture}
+
+
+@pytest.mark.parametrize("shift", [4, 0])
+def test_a_critic_that_sees_cameras_is_trained_on_shifted_pictures(diffusion, shift):
+    torch.manual_seed(0)
+    settings = SMALL | {"observation_keys": [STATE, CAMERA], "image_features": 8, "encoder": "conv"}
+    spec = replace(SPEC, cameras={CAMERA: (24, 24)})
+    algorithm = dppo(OpenLoop(diffusion, 4), spec, 16, image_shift=shift, **settings)
+    weights = {name: p.clone() for name, p in algorithm.encoder.named_parameters()}
+    metrics = train(algorithm, 1200, Loop(Filmed(16, 1), algorithm.policy, algorithm.observe))
+    assert all(torch.isfinite(value) for row in metrics for value in row.values())
+    assert any(not torch.equal(p, weights[name]) for name, p in algorithm.encoder.named_parameters())
+    # Nothing of the denoiser's condition is a picture: the frozen encoder has turned it into numbers once.
+    loop = Loop(Filmed(16, 2), algorithm.policy, algorithm.observe)
+    while not algorithm.ready:
+        loop.step()
+    algorithm._prepare()
+    assert list(algorithm.batch["condition"].keys()) == ["seen"]
+    which = torch.arange(len(algorithm.batch))
+    losses = {algorithm.critic_loss_of(which).item() for _ in range(3)}
+    assert len(losses) == (3 if shift else 1), "the shift is drawn anew for every update"
+    seen = algorithm.batch["observation"]
+    assert torch.equal(algorithm._values(seen), algorithm._values(seen)), (
+        "values are of the pictures as they are"
+    )
+
+
 @pytest.mark.parametrize("trained", [1, 3, None])
 def test_any_number_of_trained_steps(diffusion, trained):
     torch.manual_seed(0)
@@ -97,14 +164,13 @@ def test_correlated_noise_has_the_probability_of_its_distribution(diffusion, exe
     output = actor.sample(condition, torch.randn(3, CHUNK, 2), deterministic=False)
     for index in range(2):
         x, after, step = output["chain"][:, index], output["chain"][:, index + 1], torch.full((3,), 3 + index)
-        found, mean = actor.evaluate(x, after, step, condition)
+        found, now = actor.evaluate(x, after, step, condition)
         assert torch.allclose(found, output["log_prob"][:, index], atol=1e-5)
-        std = actor.gaussian(actor.network, x, step, condition, 1.0)[1].clamp(min=0.3)
         rho = 0.7 if index else 0.0
         shape = torch.eye(executed) * (1 - rho) + rho
         for row in range(3):
-            away = (after - mean)[row, :executed].detach().numpy()
-            spread = (std[row].square().item() * shape).double().numpy()
+            away = (after - now.mean)[row, :executed].detach().numpy()
+            spread = (now.std[row].square().item() * shape).double().numpy()
             right = sum(multivariate_normal.logpdf(away[:, a], cov=spread) for a in range(2))
             assert found[row].item() == pytest.approx(right / (2 * executed), abs=1e-4)
 

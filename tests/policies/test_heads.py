@@ -100,10 +100,10 @@ def test_exploration_is_bounded(vla_folder):
     policy = LeRobotPolicy(vla_folder)
     ours = Denoised(policy, trained=1, eta=0.0, min_std=0.05, max_noise=1.5)
     output, _ = ours.act(observe(64), ours.initial_state(64))
-    mean, _ = ours.gaussian(
+    step = ours.step_at(
         ours.network, output["chain"][:, 0], torch.full((64,), ours.frozen), output["condition"], 0.0
     )
-    away = (output["chain"][:, 1] - mean).abs()
+    away = (output["chain"][:, 1] - step.mean).abs()
     assert away.max() <= 0.05 * 1.5 + 1e-6 and away.max() > 0.05
 
 
@@ -145,13 +145,13 @@ def test_a_regressed_chunk_is_a_gaussian_of_one_step(act_folder):
     torch.manual_seed(0)
     output, _ = ours.act(seen, ours.initial_state(4))
     drawn, step = output["chain"][:, 1], torch.zeros(4, dtype=torch.int64)
-    again, mean = ours.evaluate(output["chain"][:, 0], drawn, step, output["condition"])
-    right = norm.logpdf(drawn.numpy(), mean.detach().numpy(), 0.2)[ours.part].mean((1, 2))
+    again, now = ours.evaluate(output["chain"][:, 0], drawn, step, output["condition"])
+    right = norm.logpdf(drawn.numpy(), now.mean.detach().numpy(), 0.2)[ours.part].mean((1, 2))
     assert again.detach().numpy() == pytest.approx(right, abs=1e-4)
     assert torch.allclose(again, output["log_prob"][:, 0], atol=1e-5)
     again.sum().backward()
     assert all(p.grad is None for p in policy.model.parameters())
-    with pytest.raises(UserError, match="denoising_steps=5: an act policy has one step"):
+    with pytest.raises(UserError, match="denoising_steps=5: policies of type act have one step"):
         Denoised(policy, steps=5)
     with pytest.raises(UserError, match="takes no initial noise to steer"):
         noise_shape(policy)

@@ -72,6 +72,8 @@ def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int 
     from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
+    from vla_rl.policies.lerobot_folder import register_types
+
     inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (5,))}
     if images:
         inputs["observation.images.base"] = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
@@ -79,6 +81,7 @@ def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int 
         inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (env_state,))
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (3,))}
     torch.manual_seed(0)
+    register_types()
     config = make_policy_config(
         kind, input_features=inputs, output_features=outputs, device="cpu", push_to_hub=False, **settings
     )

@@ -298,7 +298,7 @@ class DPPO:
         x, after = batch["chain"][which, step].to(device), batch["chain"][which, step + 1].to(device)
         condition = batch["condition"][which].to(device)
         absolute = (step + self.actor.frozen).to(device)
-        new, mean = self.actor.evaluate(x, after, absolute, condition)
+        new, now = self.actor.evaluate(x, after, absolute, condition)
         advantage = batch["advantage"][which]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         # What a person did instead says nothing of this chunk.
@@ -307,12 +307,7 @@ class DPPO:
             new, batch["log_prob"][which, step].to(device), advantage.to(device), self.clips[step].to(device)
         )
         if config.base_kl:
-            with torch.no_grad():
-                there, std = self.actor.gaussian(
-                    self.actor.head.network, x, absolute, condition, self.actor.eta
-                )
-            std = std.clamp(min=self.actor.min_std)
-            divergence = (((mean - there) / std).square() / 2)[self.actor.part].mean()
+            divergence = self.actor.from_base(now, x, absolute, condition)
             loss = loss + config.base_kl * divergence
             metrics["base_kl"] = divergence.detach()
         return loss, metrics

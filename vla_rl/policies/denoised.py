@@ -13,7 +13,9 @@ from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Denoising
 from vla_rl.policies.denoising import log_prob
+from vla_rl.policies.gaussian_head import MixtureHead
 from vla_rl.policies.heads import HAVE_HEADS, gaussian_of
+from vla_rl.policies.step import Step
 
 LOG_PROB_BOUNDS = (-5.0, 2.0)
 """Elementwise log-densities are clamped to this before they are averaged (DPPO's code)."""
@@ -25,6 +27,8 @@ class Denoised:
     Sampling, each of the trained steps is a Gaussian whose standard deviation is at least ``min_std``; the frozen steps
     are the base's own. Deterministic, every step is the sampler's without noise (eta = 0), so that with an untrained
     copy, or with K' = 0, it is the base sampled by DDIM or Euler.
+
+    A base that regresses its chunk has one step, all trained: a Gaussian, or a mixture of them, around the chunk.
 
     Args:
         base: a policy with the ``Denoising`` capability.
@@ -122,19 +126,20 @@ class Denoised:
                 chain.append(x)
             network = self.network if ours else self.head.network
             eta = 0.0 if deterministic else self.eta
-            mean, std = self.gaussian(network, x, torch.full((len(x),), step), condition, eta)
+            drawn_from = self.step_at(network, x, torch.full((len(x),), step), condition, eta)
             if deterministic:
-                x = mean
+                x = drawn_from.centre
                 continue
             if ours:
-                std = std.clamp(min=self.min_std)
+                drawn_from = drawn_from.at_least(self.min_std)
+            mean, std = drawn_from.one_of_them(self.generator)
             noise = self._noise(x.shape, self.generator).clamp(-self.max_noise, self.max_noise)
             last = step == self.chain.steps - 1
             if ours and last and self.mixing is not None:
                 noise[self.part] = torch.einsum("ts,bsa->bta", self.mixing.to(noise), noise[self.part])
             x = mean + std * noise
             if ours:
-                probabilities.append(self.mean_log_prob(x, mean, std, torch.full((len(x),), last)))
+                probabilities.append(self.mean_log_prob(x, drawn_from, torch.full((len(x),), last)))
         parts: dict[str, Any] = {"x": x}
         if not deterministic:
             parts |= {"condition": condition}
@@ -142,21 +147,27 @@ class Denoised:
                 parts |= {"chain": torch.stack([*chain, x], 1), "log_prob": torch.stack(probabilities, 1)}
         return TensorDict(parts, batch_size=[len(x)])
 
-    def gaussian(
-        self, network: nn.Module, x: Tensor, step: Tensor, condition: TensorDict, eta: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean [B, T', A'] and standard deviation [B, 1, 1] of the step ``step`` [B] at ``x``."""
-        return gaussian_of(self.head, network, self.chain, x, step, condition, eta)
+    def step_at(self, network: nn.Module, x: Tensor, step: Tensor, condition: TensorDict, eta: float) -> Step:
+        """What the step ``step`` [B] at ``x`` [B, T', A'] draws from."""
+        if isinstance(self.head, MixtureHead):
+            return self.head.mixture(network, condition)
+        return Step(*gaussian_of(self.head, network, self.chain, x, step, condition, eta))
 
-    def mean_log_prob(self, x: Tensor, mean: Tensor, std: Tensor, last: Tensor) -> Tensor:
-        """[B] log-density per element, clamped and averaged over the executed part.
+    def mean_log_prob(self, x: Tensor, step: Step, last: Tensor) -> Tensor:
+        """[B] log-density per element of the executed part, each element's (in a mixture each mode's) clamped.
 
         Args:
             x: after the step [B, T', A'].
-            mean: of the step [B, T', A'].
-            std: [B, 1, 1].
+            step: what it was drawn from.
             last: rows whose step is the last of the chain, where the noise may be correlated [B] bool.
         """
+        if step.log_weights is None:
+            return self._density(x, step.mean, step.std, last)
+        modes = step.log_weights.shape[1]
+        each = self._density(x.repeat_interleave(modes, 0), *step.flat(), last.repeat_interleave(modes))
+        return step.mixed(each, x[self.part][0].numel())
+
+    def _density(self, x: Tensor, mean: Tensor, std: Tensor, last: Tensor) -> Tensor:
         away = (x - mean)[self.part]
         if self.mixing is None:
             return log_prob(away, torch.zeros_like(away), std).clamp(*LOG_PROB_BOUNDS).mean((1, 2))
@@ -169,10 +180,8 @@ class Denoised:
         density = density - rows * mixing.diagonal().log().mean()
         return density.clamp(*LOG_PROB_BOUNDS).mean((1, 2))
 
-    def evaluate(
-        self, x: Tensor, after: Tensor, step: Tensor, condition: TensorDict
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability [B] of ``after`` given ``x`` [B, T', A'] under the trained network, and its mean [B, T', A'].
+    def evaluate(self, x: Tensor, after: Tensor, step: Tensor, condition: TensorDict) -> tuple[Tensor, Step]:
+        """Log-probability [B] of ``after`` given ``x`` [B, T', A'] under the trained network, and its distribution.
 
         Args:
             x: chain before the step.
@@ -180,9 +189,31 @@ class Denoised:
             step: index [B] among all K steps.
             condition: of each row.
         """
-        mean, std = self.gaussian(self.network, x, step, condition, self.eta)
-        std = std.clamp(min=self.min_std)
-        return self.mean_log_prob(after, mean, std, step == self.chain.steps - 1), mean
+        now = self.step_at(self.network, x, step, condition, self.eta).at_least(self.min_std)
+        return self.mean_log_prob(after, now, step == self.chain.steps - 1), now
+
+    def from_base(self, now: Step, x: Tensor, step: Tensor, condition: TensorDict) -> Tensor:
+        """Divergence of ``now`` from what the frozen base would have drawn from, per element of the executed part.
+
+        Of mixtures it is that of mode and chunk together, which is never below the chunk's own.
+
+        Args:
+            now: from ``evaluate``.
+            x: chain before the step.
+            step: index [B] among all K steps.
+            condition: of each row.
+        """
+        with torch.no_grad():
+            base = self.step_at(self.head.network, x, step, condition, self.eta).at_least(self.min_std)
+        if not isinstance(self.head, MixtureHead):  # both have the step's deviation
+            return (((now.mean - base.mean) / base.std).square() / 2)[self.part].mean()
+        away = ((now.mean - base.mean).square() + now.std.square()) / base.std.square()
+        each = ((away - 1) / 2 + (base.std / now.std).log())[..., self.part[1], self.part[2]]
+        if now.log_weights is None or base.log_weights is None:
+            return each.mean()
+        weights = now.log_weights.exp()
+        moved = (weights * (now.log_weights - base.log_weights)).sum(1) / each[0, 0].numel()
+        return ((weights * each.mean((2, 3))).sum(1) + moved).mean()
 
     def _noise(self, shape: Any, generator: torch.Generator | None) -> Tensor:
         device = next(self.head.network.parameters()).device

@@ -1,7 +1,7 @@
-"""A policy that regresses its chunk as a chain of one step: a Gaussian around the chunk, the classic PPO policy.
+"""Policies that regress their chunk, as a chain of one step: a Gaussian or a mixture of them, the classic PPO policies.
 
 With it the machinery of denoising steps gives Gaussian PPO, the baseline that diffusion is compared with: same update,
-same critic, one step instead of K, whose deviation is the algorithm's ``min_std``.
+same critic, one step instead of K, whose deviation is at least the algorithm's ``min_std``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,26 @@ from torch import Tensor, nn
 
 from vla_rl.errors import UserError
 from vla_rl.policies.denoising import Chain
+from vla_rl.policies.step import Step
+
+
+def _one_step(config: Any, steps: int | None) -> Chain:
+    """From nothing to the chunk.
+
+    Raises:
+        UserError: more steps are asked for.
+    """
+    if steps not in (None, 1):
+        raise UserError(f"algorithm.denoising_steps={steps}: policies of type {config.type} have one step")
+    return Chain(torch.zeros(1), torch.tensor([1e-6, 1.0]), torch.tensor([1.0, 0.0]), "sample")
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """A copy all of which learns."""
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
 
 
 class RegressionHead:
@@ -29,14 +49,8 @@ class RegressionHead:
         self.shape = (self.config.chunk_size, self.config.action_feature.shape[0])
 
     def chain(self, steps: int | None = None) -> Chain:
-        """One step from nothing to the chunk.
-
-        Raises:
-            UserError: more steps are asked for.
-        """
-        if steps not in (None, 1):
-            raise UserError(f"algorithm.denoising_steps={steps}: an {self.config.type} policy has one step")
-        return Chain(torch.zeros(1), torch.tensor([1e-6, 1.0]), torch.tensor([1.0, 0.0]), "sample")
+        """See ``_one_step``."""
+        return _one_step(self.config, steps)
 
     def encode(self, batch: dict[str, Any]) -> TensorDict:
         """The normalised observation itself [B, ...]: the trained copy has an encoder of its own."""
@@ -52,7 +66,37 @@ class RegressionHead:
 
     def copy(self) -> nn.Module:
         """See ``Head``."""
-        network = copy.deepcopy(self.network)
-        for parameter in network.parameters():
-            parameter.requires_grad_(True)
-        return network
+        return trainable_copy(self.network)
+
+
+class MixtureHead:
+    """``gaussian_nano``: one or several Gaussians behind frozen camera features."""
+
+    first = 0
+    from_noise = False
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.config = model, model.config
+        self.network = model.head
+        self.shape = model.head.shape
+
+    def chain(self, steps: int | None = None) -> Chain:
+        """See ``_one_step``."""
+        return _one_step(self.config, steps)
+
+    def encode(self, batch: dict[str, Any]) -> TensorDict:
+        """``vector`` [B, F]."""
+        vector = self.model.features(batch)
+        return TensorDict({"vector": vector}, batch_size=[len(vector)])
+
+    def mixture(self, network: nn.Module, condition: TensorDict) -> Step:
+        """What the chunk is drawn from."""
+        return network(condition["vector"])
+
+    def predict(self, network: nn.Module, x: Tensor, time: Tensor, condition: TensorDict) -> Tensor:
+        """See ``Head``: the likeliest chunk; ``x`` and ``time`` say nothing here."""
+        return self.mixture(network, condition).centre
+
+    def copy(self) -> nn.Module:
+        """See ``Head``."""
+        return trainable_copy(self.network)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vla_rl.errors import UserError
 from vla_rl.policies.denoising import Chain, of_flow, of_scheduler
-from vla_rl.policies.gaussian_head import RegressionHead
+from vla_rl.policies.gaussian_head import MixtureHead, RegressionHead, trainable_copy
 
 HAVE_HEADS = ("diffusion", "multi_task_dit", "smolvla", "pi0", "pi05")
-"""LeRobot types with denoising steps; ``head_of`` also knows ``act``, as a chain of one."""
+"""LeRobot types with denoising steps; ``head_of`` also knows ``act`` and ``gaussian_nano``, as chains of one."""
 
 
 class Head(Protocol):
@@ -71,6 +71,8 @@ def head_of(model: Any) -> Head:
         return FlowHead(model)
     if config.type == "act":
         return RegressionHead(model)
+    if config.type == "gaussian_nano":
+        return MixtureHead(model)
     raise UserError(
         f"a {config.type} policy has no denoising steps: choose one of {', '.join(HAVE_HEADS)} (policy.path)"
     )
@@ -91,12 +93,6 @@ def _images(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     cameras = [batch[key] for key in model.config.image_features]
     return batch | {"observation.images": torch.stack(cameras, dim=-4)}
-
-
-def _trainable(network: nn.Module) -> nn.Module:
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    return network
 
 
 class UNetHead:
@@ -126,7 +122,7 @@ class UNetHead:
 
     def copy(self) -> nn.Module:
         """See ``Head``."""
-        return _trainable(copy.deepcopy(self.network))
+        return trainable_copy(self.network)
 
 
 class TransformerHead:
@@ -162,7 +158,7 @@ class TransformerHead:
 
     def copy(self) -> nn.Module:
         """See ``Head``."""
-        return _trainable(copy.deepcopy(self.network))
+        return trainable_copy(self.network)
 
 
 class FlowHead:

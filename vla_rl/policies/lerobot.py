@@ -25,7 +25,7 @@ from vla_rl.policies.lerobot_folder import (
     time_steps,
 )
 
-FIXED_SIZE = ("act", "diffusion", "multi_task_dit", "vqbet")
+FIXED_SIZE = ("act", "diffusion", "multi_task_dit", "vqbet", "gaussian_nano")
 """Types whose network is built for one image size, unless their configuration resizes."""
 
 

@@ -45,13 +45,20 @@ def local_folder(path: str | Path) -> Path:
         ) from error
 
 
+def register_types() -> None:
+    """Make LeRobot know every policy type: its own, and ours."""
+    import lerobot.policies  # noqa: F401
+
+    import vla_rl.policies.gaussian_nano.configuration_gaussian_nano  # noqa: F401
+
+
 def read_config(folder: Path, device: str = "cpu") -> Any:
     """``config.json`` as LeRobot's configuration class, with its VLM's path made absolute in memory.
 
     Raises:
         UserError: a file is missing or broken.
     """
-    import lerobot.policies  # noqa: F401  registers every policy type
+    register_types()
     from lerobot.configs.policies import PreTrainedConfig
 
     if not (folder / "config.json").is_file():
