@@ -2,6 +2,7 @@
 
 First the numbers: both losses of the first minibatch, and the weights after an epoch. Then the time of whole iterations
 (what follows the roll-out: old log-probabilities where they are computed again, then all epochs), in turn.
+With ``reference=FOLDER``, a checkout of irom-princeton/dppo, also beside the authors' own program on their network.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.algorithms.dppo import DPPO
+from vla_rl.bench.dppo_authors import Authors
 from vla_rl.bench.dppo_equations import Knobs, Reference
-from vla_rl.config import compose
+from vla_rl.config import compose, resolve_path
 from vla_rl.keys import ACTION, STATE
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
@@ -31,29 +34,53 @@ def run(overrides: list[str]) -> int:
     set_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = sides(config, Path(folder))
-    apart = compare(ours, theirs)
-    print(f"losses apart by {apart['policy_loss']:.1e} (policy), {apart['value_loss']:.1e} (value)")
-    rounds: dict[str, list[float]] = {"ours": [], "reference": []}
-    for _ in range(int(config.rounds)):
-        rounds["ours"].append(time_ours(ours))
-        rounds["reference"].append(time_reference(ours, theirs, int(config.epochs)))
-        print(f"ours {rounds['ours'][-1]:.2f} s  reference {rounds['reference'][-1]:.2f} s", flush=True)
-    updates = int(config.epochs) * ours._batches(int(config.decisions))
-    rates = {name: [updates / seconds for seconds in values] for name, values in rounds.items()}
+    peers = {
+        "dppo_vs_reference": (
+            compare(ours, theirs),
+            ours,
+            lambda: time_reference(ours, theirs, int(config.epochs)),
+        )
+    }
+    if config.reference:
+        authors = Authors(resolve_path(config.reference), config.authors)
+        peers["dppo_vs_authors_program"] = authors.compare(), authors.ours, authors.time_iteration
+    rows, seconds = [], {}
+    for name, (apart, learner, peer) in peers.items():
+        print(
+            f"{name}: losses apart by {apart['policy_loss']:.1e} (policy), {apart['value_loss']:.1e} (value)"
+        )
+        row, seconds[name] = _in_turn(name, learner, peer, int(config.rounds))
+        rows.append(row)
+    apart = {name: peer[0] for name, peer in peers.items()}
+    if config.json:
+        write_json(Path(config.json), {"rows": rows, "apart": apart, "seconds": seconds})
+        print(f"wrote {config.json}")
+    return int(max(value for each in apart.values() for value in each.values()) > 1e-5)
+
+
+def _in_turn(
+    name: str, ours: DPPO, peer: Callable[[], float], rounds: int
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Iterations of both sides by turns: the result's row, and the seconds of each."""
+    assert ours.batch is not None
+    seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+    for _ in range(rounds):
+        seconds["ours"].append(time_ours(ours))
+        seconds["reference"].append(peer())
+        print(f"ours {seconds['ours'][-1]:.2f} s  reference {seconds['reference'][-1]:.2f} s", flush=True)
+    updates = ours._updates_for(len(ours.batch))
+    rates = {side: [updates / taken for taken in values] for side, values in seconds.items()}
     ratio, *interval = ratio_interval(rates["ours"], rates["reference"])
+    print(f"{ratio:.2f} times as fast (95 % {interval[0]:.2f}-{interval[1]:.2f})")
     row = {
-        "name": "dppo_vs_reference",
-        "ours": sum(rates["ours"]) / len(rates["ours"]),
-        "peer": sum(rates["reference"]) / len(rates["reference"]),
+        "name": name,
+        "ours": sum(rates["ours"]) / rounds,
+        "peer": sum(rates["reference"]) / rounds,
         "unit": "updates per second",
         "ratio": ratio,
         "ratio95": interval,
     }
-    print(f"{ratio:.2f} times as fast (95 % {interval[0]:.2f}-{interval[1]:.2f})")
-    if config.json:
-        write_json(Path(config.json), {"rows": [row], "apart": apart, "seconds": rounds})
-        print(f"wrote {config.json}")
-    return int(max(apart.values()) > 1e-5)
+    return row, seconds
 
 
 def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
