@@ -38,7 +38,7 @@ class ManiSkillEnv:
         control: ``ee`` (TCP translation), ``ee_pose`` (and rotation vector) or ``joint`` deltas; each with the
             gripper's finger target last.
         image_size: height and width of every camera in pixels.
-        cameras: names; ``base`` is a close view of the table, ``wide`` the stock camera's.
+        cameras: names; ``base`` is a close view of the table from a corner, ``front`` from the front, ``wide`` the stock camera's.
         max_episode_steps: time limit; None = the task's own.
         task: the instruction; None = ``INSTRUCTIONS``.
         shadows: render shadows (slower; the lean default leaves them out everywhere).

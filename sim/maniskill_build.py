@@ -103,6 +103,8 @@ def _camera_configs(cameras: Sequence[str], size: int) -> dict[str, dict[str, An
 
     known = {
         "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
+        # In the plane that the robot is symmetric about (docs/mirror.md).
+        "front": {"pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
         "wide": {},
     }
     if len(cameras) > 1 or any(c not in known for c in cameras):

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla_rl.data.mirror import load_mirror
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ACTION, ENV_STATE, IMAGES, STATE
 from vla_rl.policies.inside import copy_inside
@@ -63,6 +64,7 @@ class PretrainConfig:
         vision_steps: steps of visual warm start before (``vla_rl.pretrain_vision``; 0 = none).
         vision_targets: what it regresses: key -> indices ([] = all that change); None = ``observation.state``.
         progress: folder of ``vla-rl data progress``: samples that lose progress are left out; None = all are cloned.
+        mirror: name or file of a mirror map (``vla_rl.data.mirror``): every episode also as a mirror shows it; None = off.
         inputs: observation keys to use; () = images and ``observation.state``.
         seed: of weights and batches.
         save_every: steps between checkpoints.
@@ -81,6 +83,7 @@ class PretrainConfig:
     vision_steps: int = 0
     vision_targets: dict[str, list[int]] | None = None
     progress: str | None = None
+    mirror: str | None = None
     inputs: list[str] = field(default_factory=list)
     seed: int = 0
     save_every: int = 500
@@ -241,10 +244,13 @@ class Pretrainer:
         self.config, self.out = config, out
         self.work = out.with_name(f".{out.name}.training")
         check_type(config.type)
+        mirror = load_mirror(config.mirror) if config.mirror else None
         self._recover()
         self.vision_targets = config.vision_targets or {STATE: []}
         extra = list(self.vision_targets) if config.vision_steps else []
         self.samples = Samples.read(datasets, config.inputs, extra)
+        if mirror is not None:
+            self.samples.add_mirrored(mirror)
         self.joined = config.type in BLIND_TO_ENVIRONMENT and self.samples.join(STATE, ENV_STATE)
         if config.vision_steps:
             vision_targets(self.samples, self.vision_targets)
@@ -275,6 +281,8 @@ class Pretrainer:
         from vla_rl.data.progress import read_mask
 
         mask = read_mask(progress, datasets)
+        if self.samples.mirror is not None:
+            mask = torch.cat([mask, mask])
         if len(mask) != len(self.samples.last):
             raise UserError(
                 f"{progress} was made of {len(mask)} frames, the data sets have {len(self.samples.last)}"

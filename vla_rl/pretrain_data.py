@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla_rl.data.mirror import Mirror
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, IMAGES, STATE, TASK
 
@@ -40,6 +41,7 @@ class Samples:
         begins = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
         self.first = torch.repeat_interleave(begins, ends - begins + 1)
         """[n] index of the first frame of the frame's episode."""
+        self.mirror: Mirror | None = None
 
     @classmethod
     def read(cls, folders: Sequence[Path], keys: Sequence[str] = (), extra: Sequence[str] = ()) -> Samples:
@@ -101,6 +103,36 @@ class Samples:
         self.arrays[key] = torch.cat([self.arrays[key], self.arrays.pop(other)], 1)
         return True
 
+    def add_mirrored(self, mirror: Mirror) -> None:
+        """Twice the episodes: each as it is, and as the mirror shows it. Pictures are kept once, flipped when asked for.
+
+        Raises:
+            UserError: the map does not cover these keys.
+        """
+        mirror.check({key: array.shape[1:] for key, array in (self.arrays | self.extra).items()})
+        frames = len(self.last)
+        for group in (self.arrays, self.extra):
+            for key, array in group.items():
+                if not key.startswith(IMAGES):
+                    group[key] = torch.cat([array, mirror.vector(key, array)])
+        self.task = self.task + [mirror.task(text) for text in self.task]
+        self.last = torch.cat([self.last, self.last + frames])
+        self.first = torch.cat([self.first, self.first + frames])
+        self.mirror = mirror
+
+    def pictures(self, key: str, index: Tensor, shift: int = 0) -> Tensor:
+        """Camera ``key`` [b, n, 3, H, W] float in [0, 1] of frames ``index`` [b, n]; see ``shifted``."""
+        if self.mirror is None:
+            return shifted(self.arrays[key], index, shift)
+        frames = len(self.last) // 2
+        seen = index % frames
+        value = shifted(self.arrays[key], seen, shift)
+        in_mirror = (index >= frames).any(1)
+        if in_mirror.any():
+            other = self.arrays[self.mirror.cameras[key]]
+            value[in_mirror] = shifted(other, seen[in_mirror], shift).flip(-1)
+        return value
+
     def starts(self, drop_last: int = 0) -> Tensor:
         """Frames [m] to train on: all but the last ``drop_last`` of each episode (at least one is kept)."""
         index = torch.arange(len(self.last))
@@ -134,7 +166,7 @@ class Samples:
             if key == ACTION:
                 out[key] = array[torch.maximum(torch.minimum(ahead, last), first)]
                 continue
-            value = shifted(array, seen, shift) if key.startswith(IMAGES) else array[seen]
+            value = self.pictures(key, seen, shift) if key.startswith(IMAGES) else array[seen]
             out[key] = value[:, 0] if observations is None else value
         return out, (ahead > last) | (ahead < first)
 

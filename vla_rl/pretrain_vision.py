@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import IMAGES
-from vla_rl.pretrain_data import Samples, shifted
+from vla_rl.pretrain_data import Samples
 
 
 def vision_targets(samples: Samples, targets: Mapping[str, Sequence[int]]) -> Tensor:
@@ -118,4 +118,4 @@ def warm_start_vision(
 
 def _picture(samples: Samples, cameras: Sequence[str], pick: Tensor, shift: int) -> Tensor:
     """Frames ``pick`` [b] of every camera, one camera after the other: [cameras * b, 3, H, W] in [0, 1]."""
-    return torch.cat([shifted(samples.arrays[key], pick[:, None], shift)[:, 0] for key in cameras])
+    return torch.cat([samples.pictures(key, pick[:, None], shift)[:, 0] for key in cameras])

@@ -1,7 +1,7 @@
 """``vla-rl bench hil``: how many episodes a poor policy needs to become a good one, with and without interventions.
 
 In the simulated arm's lockstep twin, so that seeds cost minutes: the scripted teleoperator takes over when an episode has
-not succeeded in ``patience`` steps, its steps also count as demonstrations (HIL-SERL). Evaluations are of the policy alone.
+not succeeded in time, its steps also count as demonstrations (HIL-SERL). Evaluations are of the policy alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vla_rl.bench.steps import call
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import read_metrics, write_json
 
-HELP = {"none": [], "overseer": ["teleop.patience={patience}"]}
+BOTH = ("none", "overseer")
 
 
 def run(overrides: list[str]) -> int:
@@ -25,14 +25,15 @@ def run(overrides: list[str]) -> int:
     settings = compose("bench_sim_arm", [f"work={given}"])
     prepare(settings)
     for seed in config.seeds:
-        for teleop in HELP:
+        for teleop in config.only:
             train(config, settings, teleop, int(seed))
-    found = {t: [result(work / f"{t}-{s}", config.reach) for s in config.seeds] for t in HELP}
+    found = {t: [result(work / f"{t}-{s}", config.reach) for s in config.seeds] for t in config.only}
     base = json.loads((given / "base-simulation.json").read_text())
     needed = {t: [r["episodes_needed"] for r in runs] for t, runs in found.items()}
     rows = [{"name": f"episodes_{t}", "ours": mean(values)} for t, values in needed.items()]
     both = [row["ours"] for row in rows]
-    rows.append({"name": "ratio", "ours": both[1] / both[0] if None not in both else None})
+    if len(both) == len(BOTH):
+        rows.append({"name": "ratio", "ours": both[1] / both[0] if None not in both else None})
     write_json(out / "results.json", {"rows": rows, "base": base["rate"], "runs": found})
     (out / "table.md").write_text(table(config, base, found, rows))
     print((out / "table.md").read_text())
@@ -57,7 +58,7 @@ def train(config: Any, settings: Any, teleop: str, seed: int) -> None:
             f"demonstrations.episodes={config.demos}",
             *config.settings,
             f"teleop={teleop}",
-            *[x.format(patience=config.patience) for x in HELP[teleop]],
+            *(config.help if teleop == "overseer" else []),
             *(f"run.root={config.work}", f"run.name={teleop}-{seed}", f"run.seed={seed}"),
             *(f"run.steps={config.steps}", f"run.eval_every={config.every}"),
             *(f"run.eval_episodes={config.eval_episodes}", f"run.final_episodes={config.episodes}"),
@@ -92,8 +93,8 @@ def table(config: Any, base: dict[str, Any], found: dict[str, Any], rows: list[d
         "# With and without interventions",
         "",
         f"`vla-rl bench hil demos={config.demos} settings=[{','.join(config.settings)}]`: residual RL on the simulated arm's lockstep twin from a base of {base['rate']:.0%} "
-        f"({base['episodes']} episodes) and {config.demos} demonstrations. A scripted teleoperator takes over after {config.patience} control steps without "
-        f"success. Every {config.every} environment steps the policy alone is evaluated over {config.eval_episodes} "
+        f"({base['episodes']} episodes) and {config.demos} demonstrations. In the runs named overseer a scripted teleoperator helps "
+        f"({', '.join(config.help)}). Every {config.every} environment steps the policy alone is evaluated over {config.eval_episodes} "
         f"episodes; at the end over {config.episodes} others.",
         "",
         f"| run | episodes until {config.reach:.0%} | environment steps until then | success at the end (95 % interval) |",

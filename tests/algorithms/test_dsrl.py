@@ -30,7 +30,7 @@ def flow():
 
 @pytest.mark.parametrize(
     ("variant", "steps", "settings"),
-    [("sac", 16_000, {"utd": 0.5}), ("na", 8000, {"utd": 1.0, "noise_updates": 2})],
+    [("sac", 24_000, {"utd": 0.5}), ("na", 8000, {"utd": 1.0, "noise_updates": 2})],
 )
 def test_learns(flow, variant, steps, settings):
     torch.manual_seed(0)

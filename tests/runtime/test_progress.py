@@ -79,17 +79,30 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_on_a_terminal(monkeypatch):
+def shown(monkeypatch, columns: int) -> str:
+    """What a terminal of that width gets."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with track("train", 100) as bar:
         for step in range(101):
             bar.update(step, counts={"update": 2 * step}, success="[40 %]")
-    text = terminal.getvalue()
+    return terminal.getvalue()
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    text = shown(monkeypatch, 140)
     assert "\x1b[" in text and "100/100" in text
     assert "updates/s" in text and "success [40 %]" in text, "square brackets are text, not markup"
+
+
+def test_a_narrow_terminal_keeps_the_numbers(monkeypatch):
+    from rich import get_console
+
+    get_console()  # the shared console has found its width already
+    last = [line for line in shown(monkeypatch, 70).splitlines() if "100/100" in line][-1]
+    assert "train" in last and "0:00:0" in last and "…" not in last.split("0:00:0")[0]
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):

@@ -9,6 +9,7 @@ usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] 
                                      any LeRobot policy type; inputs choose what it sees
   vision_steps=800 vision_targets={observation.environment_state:[9,10,11]}
                                      teach a vision tower without pretrained weights to see first
+  mirror=table                       each episode also as a mirror shows it (configs/mirror; docs/mirror.md)
   out=assets/mine                    a plain LeRobot policy folder; the same command again continues
                                      an interrupted run
 

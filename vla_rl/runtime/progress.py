@@ -137,16 +137,20 @@ def track(title: str, total: int, unit: str = "step", start: int | None = None) 
         yield tracker
         print(f"{title} {tracker.done}/{total} in {clock(time.monotonic() - tracker.began)}", flush=True)
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
+    # In a narrow terminal the bar and the text at the end give way, never the numbers.
     columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[info]}", markup=False),
+        TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=len(title))),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4, max_width=40)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[info]}", markup=False, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns) as progress:
+    # Its own console: the shared one keeps the width that it found when something first printed.
+    with Progress(*columns, console=Console()) as progress:
         task = progress.add_task(title, total=total, info="", completed=start or 0)
 
         def draw(done: int, info: str) -> None:
