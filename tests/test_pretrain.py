@@ -361,3 +361,23 @@ def test_nano_policy_is_deterministic_under_its_seed(dataset, tmp_path):
             ).state_dict()
         )
     assert same(*models)
+
+
+def test_mirrored_episodes_are_learned_too(dataset, tmp_path):
+    """Twice the frames, statistics of both, the map checked before anything is trained."""
+    path = tmp_path / "mine.yaml"
+    vectors = "{observation.state: [vector, 2], observation.environment_state: [4], action: [vector]}"
+    cameras = "{observation.images.base: observation.images.base}"
+    path.write_text(f"axis: y\nvectors: {vectors}\ncameras: {cameras}\n")
+    config = replace(VLA, mirror=str(path))
+    trainer = Pretrainer(config, [dataset], tmp_path / "out")
+    plain = Samples.read([dataset])
+    assert len(trainer.samples.last) == 2 * len(plain.last)
+    assert trainer.samples.arrays["observation.state"][:, 1].mean().abs() < 1e-6
+    trainer.learn()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    path.write_text(f"axis: y\nvectors: {vectors}\n")
+    with pytest.raises(UserError, match="has no camera observation.images.base"):
+        Pretrainer(config, [dataset], tmp_path / "other")
+    with pytest.raises(UserError, match="there is no mirror map 'tabel': did you mean table"):
+        Pretrainer(replace(VLA, mirror="tabel"), [dataset], tmp_path / "other")

@@ -84,6 +84,24 @@ def test_magnitude_bounds_the_noise(flow, magnitude):
     assert noise.abs().max() <= magnitude and noise.abs().max() > 0.7 * magnitude
 
 
+@pytest.mark.parametrize(("penalty", "bound"), [(0.0, None), (100.0, 0.6)])
+def test_the_penalty_keeps_the_noise_near_the_base_s_own(flow, penalty, bound):
+    """GR-RL's noise predictor: a price instead of a box."""
+    torch.manual_seed(0)
+    settings = SMALL | {
+        "variant": "na",
+        "magnitude": 4.0,
+        "penalty": penalty,
+        "actor_lr": 1e-2,
+        "temperature": 1e-6,
+    }
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 16, **settings)
+    train(algorithm, 2500)
+    noise = algorithm.chooser.spread(algorithm.chooser.choose(PointMass(200, 0).observe(), 200, True))
+    half = (noise.flatten(1).square().mean(1) / 2).mean()
+    assert (half > 1.0) if bound is None else (half < bound), half
+
+
 def test_the_warm_up_denoises_once(flow):
     """The reference feeds the warm-up's action to a wrapper that takes it for noise."""
     torch.manual_seed(0)

@@ -8,6 +8,9 @@ part of the environment; no gradient goes through it. Two ways to learn a value 
   first says of the chunk that the base makes of it. The base is run in the updates, so it needs ``Denoising``.
 
 One reward per decision: that of its steps, minus 1 (``step_cost``) until the task is done.
+
+GR-RL's noise predictor (arXiv 2512.01801, eq. of its online stage) is ``na`` with ``penalty``: instead of a narrow box, a price on
+noise that is longer than the base has been trained on.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class DSRLConfig:
     Attributes:
         variant: ``sac`` or ``na``.
         magnitude: b: the noise is chosen from (-b, b) in every number; 0 = the base, unsteered.
+        penalty: c: price on noise beyond ``free``, c max(||noise||^2 / 2 - free D, 0) for its D numbers; 0 = none.
+        free: per number; 0.5 = what standard normal noise has on average.
         repeated: one noise vector for all steps of a chunk (fewer numbers; some bases fail with it).
         denoising_steps: of the base while steered; None = as saved.
         warmup: decisions with the base's own noise before any update.
@@ -69,6 +74,8 @@ class DSRLConfig:
 
     variant: str = "sac"
     magnitude: float = 1.5
+    penalty: float = 0.0
+    free: float = 0.5
     repeated: bool = False
     denoising_steps: int | None = None
     warmup: int = 300
@@ -98,6 +105,8 @@ def _check(config: DSRLConfig) -> None:
         raise UserError(f"algorithm.variant={config.variant}: choose sac or na")
     if config.magnitude < 0:
         raise UserError(f"algorithm.magnitude={config.magnitude} must not be negative")
+    if config.penalty < 0 or config.free < 0:
+        raise UserError(f"algorithm.penalty={config.penalty} and free={config.free} must not be negative")
     for name in ("batch_size", "critics", "capacity"):
         if getattr(config, name) < 1:
             raise UserError(f"algorithm.{name}={getattr(config, name)} must be at least 1")
@@ -306,6 +315,10 @@ class DSRL:
         value = self.noise_critic(torch.cat([features, place], 1)).squeeze(-1).amin(0)
         temperature = self.log_temperature.exp()
         loss = (temperature.detach() * density - value).mean()
+        if self.config.penalty:
+            length = (place * self.config.magnitude).square().sum(1) / 2
+            excess = (length - self.config.free * place.shape[1]).clamp(min=0)
+            loss = loss + self.config.penalty * excess.mean()
         self._step(loss, "actor")
         surplus = (-density - self.config.target_entropy).detach().mean()
         self._step(self.log_temperature * surplus, "temperature")

@@ -178,8 +178,8 @@ def _joined(where: str, items: Any, parts: Mapping[str, Rule]) -> Rule:
     for item in items:
         if isinstance(item, int) and item > 0:
             rule = _rule([1.0] * item)
-        elif item in parts:
-            rule = parts[item]
+        elif str(item) in parts:
+            rule = parts[str(item)]
         else:
             raise UserError(f"{where}: unknown part '{item}': {nearest(str(item), parts)}")
         order += [len(order) + i for i in rule[0]]
