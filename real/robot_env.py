@@ -21,7 +21,7 @@ from real.kinematics import ArmModel
 from real.motion import go, joints_of, retrace
 from real.ros2 import Latest, Link, Ticker, picture_type
 from real.safety_node import RESET, STATE, STOP_BUTTON, TARGET, describe, read_joints
-from real.stops import AGAIN, await_reset, latched, verdict
+from real.stops import AGAIN, NOT_STARTED, await_reset, latched, verdict
 from vla_rl.environment import (
     Observation,
     StartState,
@@ -106,6 +106,8 @@ class RobotEnv(VlaVectorEnv):
         self._path: list[np.ndarray] = []  # postures before each step of the episode
         self._grip = float("nan")  # what the gripper was last told
         self.stops: list[str] = []
+        self.stopped = ""
+        """Why the arm is stopped, from when this was seen until a person has reset it."""
         self.results: list[bool] = []
         """Success of each finished episode that nobody threw away."""
         self.seed: int | None = None
@@ -283,12 +285,15 @@ class RobotEnv(VlaVectorEnv):
         )
 
     def _ready(self) -> None:
-        """Start a safety node that has not been started yet; refuse a stopped one, and a second commander."""
+        """Start a safety node that has not been started yet; refuse a stopped one, and a second commander.
+
+        A node that was started anew while the arm was stopped is not started from here: a person resets it.
+        """
         rival = self.link.rival(TARGET, own=1)
         if rival:
             raise RobotFault(f"{rival} publishes {TARGET} too: two commanders, stop one of them")
         mode, reason = describe(self.safety)
-        if mode == "stopped" and reason == "not started":
+        if mode == "stopped" and reason == NOT_STARTED and not self.stopped:
             self.link.pull(RESET)
             count = self.safety.count
             self.safety.wait(count, 1.0)
@@ -308,8 +313,10 @@ class RobotEnv(VlaVectorEnv):
                 f"the safety node has said nothing for {silent:.1f} s: the arm is at rest; start the node again"
             )
         reason = latched(self)
-        if reason and not self.stop_patience:
-            raise RobotFault(f"the arm is stopped: {reason}")
+        if reason:
+            self.stopped = reason
+            if not self.stop_patience:
+                raise RobotFault(f"the arm is stopped: {reason}")
         return reason
 
     def _prepare(self, start: StartState | None) -> None:

@@ -24,6 +24,8 @@ from vla_rl.errors import UserError
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.runtime.progress import track
 
+STOPS = "safety_stops.txt"
+
 
 def run(overrides: list[str]) -> int:
     """Record; exit code 1: the robot stopped, and the same command goes on."""
@@ -45,6 +47,8 @@ def run(overrides: list[str]) -> int:
         log = McapLog(env.link, next_log(out), topics_of(contract)) if config.log else None
         if log is not None:
             stack.callback(log.close)
+        # Called when the session ends in any way: each start adds to what the starts before have seen.
+        stack.callback(lambda: keep_stops(out, env.stops))
         try:
             summary = play(config, env, policy, out, log)
         except UserError as error:
@@ -55,10 +59,23 @@ def run(overrides: list[str]) -> int:
             trace = out / "error.txt"
             write_text(trace, traceback.format_exc())
             return _stopped(f"{type(error).__name__}: {error} (see {trace}); the arm holds")
-    write_json(out / "report.json", summary | {"robot": contract.name, "log_lost": log.lost if log else ""})
+    more = {"robot": contract.name, "log_lost": log.lost if log else "", "safety_stops": stops_of(out)}
+    write_json(out / "report.json", summary | more)
     print(f"{summary['successes']} of {summary['episodes']} episodes succeeded; {summary['frames']} steps")
     print(f"wrote {out / 'dataset'}")
     return 0
+
+
+def keep_stops(out: Path, stops: list[str]) -> None:
+    """Add why the safety node has stopped the arm to those of earlier starts."""
+    if stops:
+        write_text(out / STOPS, "".join(f"{reason}\n" for reason in [*stops_of(out), *stops]))
+
+
+def stops_of(out: Path) -> list[str]:
+    """Why the safety node has stopped the arm so far, one line each."""
+    file = out / STOPS
+    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _stopped(why: str) -> int:

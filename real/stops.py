@@ -18,6 +18,9 @@ BLOCKED = "from its command"
 """In the reason of a stop that the policy has brought about, by pressing on something: the episode has failed. Any other
 (a person's button, a second commander) says nothing of the policy: the episode is cut, as by a time limit."""
 
+NOT_STARTED = "not started"
+"""What a safety node says that nobody has started yet."""
+
 AGAIN = 5
 """Stops in a row, on the way to the first step of an episode, after which the run ends."""
 
@@ -52,7 +55,12 @@ def await_reset(env: RobotEnv, patience: float) -> None:
 
     reason = latched(env)
     if not reason:
+        env.stopped = ""
         return
+    if reason == NOT_STARTED and env.stopped:
+        reason = f"{env.stopped} (its safety node was started anew since)"
+    else:
+        env.stopped = reason
     how = f"when it is safe, call 'vla-rl robot reset' or the service {RESET}"
     began, said = time.monotonic(), -REMINDER
     while latched(env):
@@ -68,6 +76,7 @@ def await_reset(env: RobotEnv, patience: float) -> None:
                 f"the arm is stopped: {reason}. Waiting: {how} ({patience - waited:.0f} s left)", flush=True
             )
         time.sleep(0.05)
+    env.stopped = ""
     print("reset: going on", flush=True)
 
 

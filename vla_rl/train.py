@@ -73,6 +73,7 @@ class Progress:
     episodes: int = 0
     seconds: float = 0.0
     interventions: int = 0
+    safety_stops: int = 0
     recent: list[bool] = field(default_factory=list)
 
     def success(self) -> float | None:
@@ -120,6 +121,7 @@ class Trainer:
         policy = self.algorithm.policy
         self.watched = operator is not None
         self._logged = (0, 0)
+        self._stops_before = 0
         self.collector = Collector(
             env,
             policy if operator is None else Intervened(policy, operator),
@@ -259,8 +261,9 @@ class Trainer:
             steps, taken = self._logged
             values["intervention"] = (progress.interventions - taken) / max(1, progress.steps - steps)
             self._logged = progress.steps, progress.interventions
-        if self.env.stops:
-            values["safety_stops"] = len(self.env.stops)
+        progress.safety_stops = self._stops_before + len(self.env.stops)
+        if progress.safety_stops:
+            values["safety_stops"] = progress.safety_stops
         values |= self.schedule.metrics()
         self.run.log(progress.steps, **values)
 
@@ -273,6 +276,7 @@ class Trainer:
 
     def checkpoint(self) -> Path:
         """Write everything; atomic."""
+        self.progress.safety_stops = self._stops_before + len(self.env.stops)
 
         def write(folder: Path) -> None:
             self.algorithm.save(folder / "algorithm")
@@ -295,6 +299,7 @@ class Trainer:
         state = json.loads((checkpoint / "trainer.json").read_text())
         self.progress = Progress(**state["progress"])
         self._logged = self.progress.steps, self.progress.interventions
+        self._stops_before = self.progress.safety_stops
         self.recent.extend(self.progress.recent)
         self.collector.episodes_started = state["episodes_started"]
         if self.schedule.stages:

@@ -8,6 +8,7 @@ import torch
 
 from real.robot_env import RobotFault
 from real.safety_node import RESET, STOP, describe
+from real.session import keep_stops, stops_of
 from real.stops import verdict
 from vla_rl.cli import main
 
@@ -64,6 +65,49 @@ def test_nobody_comes(env, monkeypatch):
         env.reset(seed=2)
     env.link.pull(RESET, 10.0)
     time.sleep(0.3)
+
+
+def test_a_node_started_anew_while_stopped_waits_for_a_person(env, monkeypatch, capsys):
+    """Killing the safety node and starting it again is not how a stop is ended."""
+    monkeypatch.setattr(env, "stop_patience", 20.0)
+    env.reset(seed=1)
+    env.link.pull(STOP)
+    play_until_over(env)
+    monkeypatch.setattr("real.stops.describe", fresh_node(env, said := ["not started"]))
+    monkeypatch.setattr("real.robot_env.describe", fresh_node(env, said))
+    pulled = []
+    monkeypatch.setattr(
+        env.link, "pull", lambda name, *_, pull=env.link.pull: pulled.append(name) or pull(name)
+    )
+
+    def person():
+        time.sleep(1.0)
+        said.clear()
+        assert main(["robot", "reset"]) == 0
+
+    helper = threading.Thread(target=person)
+    helper.start()
+    env.reset(seed=2)
+    helper.join()
+    assert RESET not in pulled and not env.stopped
+    assert "started anew" in capsys.readouterr().out
+
+
+def fresh_node(env, said):
+    """The safety node's state as one that was just started shows it, while ``said`` has an entry."""
+
+    def described(state):
+        return ("stopped", said[0]) if said and state is env.safety else describe(state)
+
+    return described
+
+
+def test_stops_of_a_session_add_up(tmp_path):
+    assert stops_of(tmp_path) == []
+    keep_stops(tmp_path, ["stop button"])
+    keep_stops(tmp_path, [])
+    keep_stops(tmp_path, ["joint_1 is 0.2 rad from its command"])
+    assert stops_of(tmp_path) == ["stop button", "joint_1 is 0.2 rad from its command"]
 
 
 def test_what_a_stop_makes_of_an_episode():

@@ -47,6 +47,9 @@ def run(overrides: list[str]) -> int:
     finally:
         env.close()
     summary = result.summary()
+    if env.stops:
+        summary["safety_stops"] = list(env.stops)
+        print(f"the arm was stopped {len(env.stops)} times; see safety_stops in json=FILE")
     for task, part in summary["per_task"].items():
         print(f"  {task:<28} {line(part)}")
     print(f"success {line(summary)}")
