@@ -1,6 +1,6 @@
 """Visual warm start: before behaviour cloning, the vision tower learns to say where things are.
 
-A vision tower that starts from random weights (SmolVLA nano downloads none) is slow to become of use in behaviour
+A vision tower that starts from random weights (the nano policies download none) is slow to become of use in behaviour
 cloning: the action head soon predicts well enough from proprioception and language alone, and the policy that
 comes out is blind. Measured on the table tasks: shuffling the images left the loss of such a policy unchanged.
 Regressing numbers that the simulator knows and the picture shows (where the cube is, where the hand is) takes two
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lerobot.configs import NormalizationMode
 from torch import Tensor, nn
 
 from vla_rl.errors import NonFiniteError, UserError
@@ -59,10 +60,10 @@ def warm_start_vision(
     generator: torch.Generator,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Train the vision tower and connector of a SmolVLA to regress ``targets`` from each camera's picture.
+    """Train the vision tower of a SmolVLA (and its connector) or MultiTaskDiT to regress ``targets`` from each picture.
 
     Args:
-        policy: LeRobot's ``SmolVLAPolicy``.
+        policy: LeRobot's ``SmolVLAPolicy`` or ``MultiTaskDiTPolicy``.
         samples: frames.
         targets: key -> indices (see ``vision_targets``).
         steps: optimiser steps.
@@ -79,18 +80,13 @@ def warm_start_vision(
         UserError: another policy type, or targets that do not fit.
         NonFiniteError: the loss is NaN or infinite.
     """
-    body = getattr(getattr(policy, "model", None), "vlm_with_expert", None)
-    if body is None or not hasattr(body, "embed_image"):
-        raise UserError(
-            "train.vision_steps warms up SmolVLA's vision tower: this policy type has none, set 0"
-        )
+    tower, see = _tower(policy, samples)
     cameras = [key for key in samples.arrays if key.startswith(IMAGES)]
     wanted = vision_targets(samples, targets)
-    vlm = body.get_vlm_model()
     with torch.no_grad():
-        tokens = body.embed_image(_picture(samples, cameras[:1], torch.zeros(1).long(), 0) * 2 - 1)
-    head = nn.Sequential(nn.LayerNorm(tokens[0].numel()), nn.Linear(tokens[0].numel(), wanted.shape[1]))
-    trained = [*vlm.vision_model.parameters(), *vlm.connector.parameters(), *head.parameters()]
+        width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1]
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wanted.shape[1]))
+    trained = [*tower, *head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4, fused=True)
     policy.train()
     losses = []
@@ -100,7 +96,7 @@ def warm_start_vision(
             group["lr"] = lr * rate
         pick = torch.randint(len(wanted), (batch_size,), generator=generator)
         images = _picture(samples, cameras, pick, shift)
-        seen = head(body.embed_image(images * 2 - 1).float().flatten(1))
+        seen = head(see(images))
         loss = (seen - wanted[pick].repeat(len(cameras), 1)).square().mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(
@@ -114,6 +110,26 @@ def warm_start_vision(
             progress(step + 1, losses[-1])
     recent = losses[-max(1, steps // 10) :]
     return 1.0 - sum(recent) / len(recent)
+
+
+def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[[Tensor], Tensor]]:
+    """What is trained, and pictures [b, 3, H, W] in [0, 1] -> features [b, F], normalised as the policy will see them."""
+    body = getattr(getattr(policy, "model", None), "vlm_with_expert", None)
+    if body is not None and hasattr(body, "embed_image"):
+        vlm = body.get_vlm_model()
+        trained = [*vlm.vision_model.parameters(), *vlm.connector.parameters()]
+        return trained, lambda images: body.embed_image(images * 2 - 1).float().flatten(1)
+    encoder = getattr(getattr(policy, "observation_encoder", None), "vision_encoder", None)
+    if encoder is None:
+        raise UserError(
+            "train.vision_steps warms up the vision tower of SmolVLA or MultiTaskDiT (one for all cameras): this policy "
+            "has none, set 0"
+        )
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    if policy.config.normalization_mapping.get("VISUAL") == NormalizationMode.MEAN_STD:
+        found = [s for key, s in samples.statistics().items() if key.startswith(IMAGES)]
+        mean, std = (torch.stack([s[name] for s in found]).mean(0) for name in ("mean", "std"))
+    return [*encoder.parameters()], lambda images: encoder((images - mean) / std).flatten(1)
 
 
 def _picture(samples: Samples, cameras: Sequence[str], pick: Tensor, shift: int) -> Tensor:

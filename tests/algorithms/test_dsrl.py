@@ -14,6 +14,7 @@ from vla_rl.nn.squashed import SquashedGaussian
 from vla_rl.policies.open_loop import OpenLoop
 
 SMALL = {
+    "repeated": False,
     "warmup": 50,
     "first_updates": 10,
     "utd": 0.5,
@@ -111,7 +112,7 @@ def test_the_warm_up_denoises_once(flow):
     again = algorithm.chooser.generate(flow.encode(seen, state)[0], algorithm.chooser.spread(output["noise"]))
     assert torch.allclose(output["action"], again)
     drawn = torch.cat([algorithm.chooser.choose(seen, 4, False).flatten() for _ in range(100)])
-    assert scipy.stats.kstest((drawn * 1.5).numpy(), "norm").pvalue > 0.01
+    assert scipy.stats.kstest((drawn * algorithm.config.magnitude).numpy(), "norm").pvalue > 0.01
 
 
 def test_repeated_noise(flow):

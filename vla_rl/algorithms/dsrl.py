@@ -47,7 +47,7 @@ class DSRLConfig:
         magnitude: b: the noise is chosen from (-b, b) in every number; 0 = the base, unsteered.
         penalty: c: price on noise beyond ``free``, c max(||noise||^2 / 2 - free D, 0) for its D numbers; 0 = none.
         free: per number; 0.5 = what standard normal noise has on average.
-        repeated: one noise vector for all steps of a chunk (fewer numbers; some bases fail with it).
+        repeated: one noise vector for all steps of a chunk: fewer numbers, learned sooner; a base may need noise that differs.
         denoising_steps: of the base while steered; None = as saved.
         warmup: decisions with the base's own noise before any update.
         first_updates: updates right after the warm-up.
@@ -62,7 +62,7 @@ class DSRLConfig:
         tau: of the target critics.
         critics: members of each ensemble.
         temperature: initial weight of the entropy; learned.
-        target_entropy: of the actor, in its box (-1, 1).
+        target_entropy: of the actor, in its box (-1, 1); None = minus the count of numbers that it chooses (SAC's).
         hidden: hidden widths of all networks.
         capacity: decisions kept.
         observation_keys: what actor and critics see; () = proprioception, the instruction and, in simulation, privileged
@@ -73,10 +73,10 @@ class DSRLConfig:
     """
 
     variant: str = "sac"
-    magnitude: float = 1.5
+    magnitude: float = 3.0
     penalty: float = 0.0
     free: float = 0.5
-    repeated: bool = False
+    repeated: bool = True
     denoising_steps: int | None = None
     warmup: int = 300
     first_updates: int = 300
@@ -91,7 +91,7 @@ class DSRLConfig:
     tau: float = 0.005
     critics: int = 2
     temperature: float = 0.02
-    target_entropy: float = 0.0
+    target_entropy: float | None = None
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     capacity: int = 50_000
     observation_keys: list[str] = field(default_factory=list)
@@ -320,7 +320,8 @@ class DSRL:
             excess = (length - self.config.free * place.shape[1]).clamp(min=0)
             loss = loss + self.config.penalty * excess.mean()
         self._step(loss, "actor")
-        surplus = (-density - self.config.target_entropy).detach().mean()
+        goal = self.config.target_entropy
+        surplus = (-density - (-place.shape[1] if goal is None else goal)).detach().mean()
         self._step(self.log_temperature * surplus, "temperature")
         return {"actor_loss": loss, "entropy": -density.mean(), "temperature": temperature}
 
