@@ -18,8 +18,10 @@ from vla_rl.checks.policy import check_policy
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.nano import nano_policy
-from vla_rl.pretrain import PretrainConfig, Pretrainer, pretrain
+from vla_rl.policies.nano_dit import nano_dit
+from vla_rl.pretrain import PretrainConfig, Pretrainer, features_of, pretrain
 from vla_rl.pretrain_data import Samples, shifted
+from vla_rl.pretrain_vision import warm_start_vision
 
 VLA = PretrainConfig(steps=6, batch_size=4, warmup=2, chunk_size=4, save_every=3, overrides=tiny.TINY)
 ENV = "observation.environment_state"
@@ -381,3 +383,33 @@ def test_mirrored_episodes_are_learned_too(dataset, tmp_path):
         Pretrainer(config, [dataset], tmp_path / "other")
     with pytest.raises(UserError, match="there is no mirror map 'tabel': did you mean table"):
         Pretrainer(replace(VLA, mirror="tabel"), [dataset], tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["smolvla_nano", "dit_nano"])
+def test_the_vision_tower_is_warmed_up(tmp_path, kind):
+    """It learns to say what the picture shows, in either type of nano policy."""
+    shown = torch.rand(64, 1)
+    columns = torch.arange(32.0)[None, None, None]
+    images = (255 * torch.exp(-((columns - 32 * shown[:, :, None, None]) / 6).square())).expand(64, 3, 32, 32)
+    images = images.to(torch.uint8).clone()
+    arrays = {
+        "observation.state": torch.cat([shown, torch.randn(64, 4)], 1),
+        "observation.images.base": images,
+        "action": torch.randn(64, 3),
+    }
+    samples = Samples(arrays, ["go"] * 64, torch.full((64,), 63))
+    small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1}
+    if kind == "dit_nano":
+        policy = nano_dit(tmp_path, features=features_of(samples), hidden_dim=48, num_layers=1, **small)
+    else:
+        policy = nano_policy(tmp_path, features=features_of(samples), **tiny.TINY)
+    explained = warm_start_vision(
+        policy,
+        samples,
+        {"observation.state": [0]},
+        steps=150,
+        batch_size=32,
+        lr=3e-3,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert explained > 0.8
