@@ -252,3 +252,18 @@ def test_refusals(diffusion):
         dppo(OpenLoop(diffusion, 4), SPEC, 4, denoising_steps=101)
     with pytest.raises(UserError, match="demonstrations=none"):
         dppo(OpenLoop(diffusion, 4), SPEC, 4).add_demonstrations(None)
+
+
+@pytest.mark.learning
+def test_compiled_updates_are_the_same(diffusion):
+    """``compile`` changes the speed of the updates, and sums in their last digits."""
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        algorithm = dppo(OpenLoop(diffusion, 4), SPEC, 16, **(SMALL | {"compile": compiled}))
+        found = train(algorithm, 1500)
+        losses.append(torch.stack([m["actor_loss"] for m in found if "actor_loss" in m]))
+        assert set(algorithm._modules()["denoiser"].keys()) == {
+            k.replace(".", "/") for k, _ in diffusion.head.network.named_parameters()
+        }
+    torch.testing.assert_close(losses[0][:4], losses[1][:4], rtol=1e-3, atol=1e-6)

@@ -63,6 +63,7 @@ class DPPOConfig:
         actor_lr: AdamW step size of the denoiser.
         critic_lr: of the critic.
         grad_clip: maximal gradient norm; 0 = none.
+        compile: torch.compile for the denoiser's updates: a third faster on a small transformer, after a minute or two.
         observation_keys: what the critic sees; () = proprioception, the instruction and, in simulation, privileged state.
         image_features: width of the image vector per camera, when a camera is named above.
         encoder: ``vit`` or ``conv``.
@@ -94,6 +95,7 @@ class DPPOConfig:
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
     grad_clip: float = 0.0
+    compile: bool = False
     observation_keys: list[str] = field(default_factory=list)
     image_features: int = 64
     encoder: str = "vit"
@@ -157,6 +159,8 @@ class DPPO:
             executed=base.horizon,
             generator=self.acting_generator,
         )
+        if config.compile:
+            self.actor.compile()
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
         ).to(device)

@@ -183,6 +183,7 @@ class Authors:
             batch_size=config.batch_size,
             critic_warmup=0,
             target_kl=1e9,
+            compile=bool(config.get("compile", False)),
             observation_keys=[STATE],
         )
         ours.encoder.normalizer.freeze()  # they standardise beforehand

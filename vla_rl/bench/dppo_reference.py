@@ -64,6 +64,8 @@ def _in_turn(
     """Iterations of both sides by turns: the result's row, and the seconds of each."""
     assert ours.batch is not None
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+    if ours.config.compile:
+        time_ours(ours)
     for _ in range(rounds):
         seconds["ours"].append(time_ours(ours))
         seconds["reference"].append(peer())
@@ -104,6 +106,7 @@ def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
         batch_size=config.batch_size,
         critic_warmup=0,
         target_kl=1e9,
+        compile=config.compile,
         observation_keys=[STATE],
     )
     ours.batch = _batch(config, ours)

@@ -84,7 +84,14 @@ class Denoised:
             raise UserError(f"algorithm.noise_correlation={correlation}: from 0 (white) to below 1")
         self.mixing = _mixing(executed, correlation) if correlation else None
         self.network: nn.Module = self.head.copy() if trained else self.head.network
+        self.learned: nn.Module = self.network
+        """What ``evaluate`` calls: the same weights, perhaps compiled."""
         self.network.eval()  # dropout would make the probability of an action another one than it was drawn with
+
+    def compile(self) -> None:
+        """Let torch compile the trained network's passes in ``evaluate``: the first ones then take a minute or two."""
+        learned: Any = torch.compile(self.network)
+        self.learned = learned
 
     @property
     def frozen(self) -> int:
@@ -189,7 +196,7 @@ class Denoised:
             step: index [B] among all K steps.
             condition: of each row.
         """
-        now = self.step_at(self.network, x, step, condition, self.eta).at_least(self.min_std)
+        now = self.step_at(self.learned, x, step, condition, self.eta).at_least(self.min_std)
         return self.mean_log_prob(after, now, step == self.chain.steps - 1), now
 
     def from_base(self, now: Step, x: Tensor, step: Tensor, condition: TensorDict) -> Tensor:
