@@ -223,3 +223,27 @@ def test_sigkill_at_random_moments_always_leaves_a_loadable_run(tmp_path):
         nursery.kill()
         nursery.wait()
     assert seen[-1] > 0 and seen == sorted(seen)
+
+
+def test_evaluating_in_environments_of_its_own_changes_nothing(tmp_path):
+    found, curve = {}, []
+    for name, every in (("plain", 0), ("watched", 40)):
+        config, _ = trainer(tmp_path, name)
+        config.run.eval_every = every
+        run, _ = open_run(config, None, "")
+        Trainer(config, run, Reach(4), eval_env=Reach(4)).learn()
+        run.close()
+        found[name] = contents(tmp_path / name)
+        rows = [json.loads(text) for text in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curve.append([row["step"] for row in rows if "evaluation" in row])
+    assert curve == [[], list(range(40, 401, 40))]
+    assert found["plain"] == found["watched"]
+
+
+def test_evaluations_that_would_let_no_episode_end_are_refused(tmp_path):
+    config, make = trainer(tmp_path, "r")
+    config.run.eval_every = 40
+    run, _ = open_run(config, None, "")
+    with pytest.raises(UserError, match=r"run.eval_every=40: .*run.eval_env=own"):
+        make(run)
+    run.close()

@@ -88,8 +88,12 @@ class Trainer:
         config: composed configuration (``env``, ``policy``, ``algorithm``, ``demonstrations``, ``teleop``, ``schedule``,
             ``run``).
         run: its folder.
-        env: the batch of environments, also used for evaluation (between episodes).
+        env: the batch of environments.
         on_progress: called after every vector step with the ``Progress`` and the newest metrics.
+        eval_env: for the evaluations on the way; None = ``env``, whose episodes in flight are closed for them.
+
+    Raises:
+        UserError: settings that do not fit together.
     """
 
     def __init__(
@@ -98,8 +102,17 @@ class Trainer:
         run: RunFolder,
         env: VlaVectorEnv,
         on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+        eval_env: VlaVectorEnv | None = None,
     ) -> None:
         self.config, self.run, self.env, self.on_progress = config, run, env, on_progress
+        self.eval_env = eval_env or env
+        longest = env.env_spec.max_episode_steps * env.num_envs
+        if eval_env is None and 0 < config.run.eval_every < longest:
+            raise UserError(
+                f"run.eval_every={config.run.eval_every}: every evaluation closes the episodes in flight, and one of "
+                f"{env.num_envs} rows x {env.env_spec.max_episode_steps} steps would never end; set it to {longest} or "
+                "more, or run.eval_env=own"
+            )
         seed_everything(int(config.run.seed))
         self.algorithm = build_algorithm(config, env)
         shown = config.get("demonstrations")
@@ -193,14 +206,20 @@ class Trainer:
             evaluating = next_evaluation is not None and progress.steps >= next_evaluation
             # An arm does not wait for a learner that is being started again.
             due = progress.steps >= next_checkpoint and not self._learner_starting()
-            if due or evaluating or late:
+            if evaluating:
+                assert next_evaluation is not None
+                next_evaluation += run.eval_every
+                if self.eval_env is self.env:
+                    self.collector.cut()
+                pause = time.monotonic()
+                self._evaluate_midway()
+                began += time.monotonic() - pause
+                if self.eval_env is self.env and not (due or late):
+                    self.checkpoint()
+                    next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
+                    self.collector.begin()
+            if due or late:
                 self.collector.cut()
-                if evaluating:
-                    assert next_evaluation is not None
-                    next_evaluation += run.eval_every
-                    pause = time.monotonic()
-                    self._evaluate_midway()
-                    began += time.monotonic() - pause
                 next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
                 self.checkpoint()
                 if late:
@@ -269,7 +288,8 @@ class Trainer:
 
     def _evaluate_midway(self) -> None:
         run = self.config.run
-        result = self.evaluate(run.eval_episodes, run.eval_seed).summary()
+        policy = self.algorithm.eval_policy
+        result = evaluate(self.eval_env, policy, run.eval_episodes, run.eval_seed).summary()
         self.run.log(self.progress.steps, evaluation=result, seconds=self.progress.seconds)
 
     # ---- checkpoints ------------------------------------------------------------------------------------

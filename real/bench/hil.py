@@ -60,7 +60,7 @@ def train(config: Any, settings: Any, teleop: str, seed: int) -> None:
             f"teleop={teleop}",
             *(config.help if teleop == "overseer" else []),
             *(f"run.root={config.work}", f"run.name={teleop}-{seed}", f"run.seed={seed}"),
-            *(f"run.steps={config.steps}", f"run.eval_every={config.every}"),
+            *(f"run.steps={config.steps}", f"run.eval_every={config.every}", "run.eval_env=own"),
             *(f"run.eval_episodes={config.eval_episodes}", f"run.final_episodes={config.episodes}"),
             "run.final_seed=200000",
         ]

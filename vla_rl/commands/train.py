@@ -59,22 +59,42 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
         if overrides:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
     set_threads(config.run.threads)
+    own = eval_env_of(config)
     env = build(config.env)
-    folder, checkpoint, trainer = None, None, None
+    folder, checkpoint, trainer, eval_env = None, None, None, None
     try:
         with MemoryWatch() as memory:
             folder, checkpoint = open_run(config, resume, OmegaConf.to_yaml(config))
             print(f"run folder {folder.path}")
-            trainer = Trainer(config, folder, env)
+            eval_env = build(config.env) if own else None
+            trainer = Trainer(config, folder, env, eval_env=eval_env)
             results = _work(trainer, config, checkpoint)
             _report(trainer, results, time.monotonic() - began, memory.peak_mb())
             return folder.path
     finally:
         if trainer is not None:
             trainer.close()
-        env.close()
+        for each in (env, eval_env):
+            if each is not None:
+                each.close()
         if folder is not None:
             folder.close()
+
+
+def eval_env_of(config: Any) -> bool:
+    """Whether evaluations on the way have environments of their own (``run.eval_env``).
+
+    Raises:
+        UserError: neither ``shared`` nor ``own``, or a second robot is asked for.
+    """
+    from vla_rl.errors import UserError
+
+    which = config.run.get("eval_env", "shared")
+    if which not in ("shared", "own"):
+        raise UserError(f"run.eval_env={which}: choose from shared, own")
+    if which == "own" and "RobotEnv" in str(config.env.get("_target_")):
+        raise UserError("run.eval_env=own: there is one robot; set shared")
+    return which == "own" and bool(config.run.eval_every)
 
 
 def _work(trainer: Any, config: Any, checkpoint: Path | None) -> dict[str, Any]:
