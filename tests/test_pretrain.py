@@ -19,8 +19,10 @@ from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.nano import nano_policy
 from vla_rl.policies.nano_dit import nano_dit
-from vla_rl.pretrain import PretrainConfig, Pretrainer, features_of, pretrain
+from vla_rl.policies.nano_token import token_policy
+from vla_rl.pretrain import PretrainConfig, Pretrainer, pretrain
 from vla_rl.pretrain_data import Samples, shifted
+from vla_rl.pretrain_policy import features_of
 from vla_rl.pretrain_vision import warm_start_vision
 
 VLA = PretrainConfig(steps=6, batch_size=4, warmup=2, chunk_size=4, save_every=3, overrides=tiny.TINY)
@@ -173,6 +175,7 @@ def test_a_kill_between_the_renames_loses_nothing(dataset, tmp_path):
             ["observation.state", ENV],
             {k: v for k, v in tiny.ACT.items() if "steps" not in k and "chunk" not in k},
         ),
+        ("token_nano", [], {"text_width": 64, "text_layers": 1, "vision_width": 32, "vision_layers": 1}),
         ("gaussian_nano", [], {"modes": 2, "hidden": [16], "camera_features": 8}),
         ("diffusion", [], {"down_dims": [8, 16, 32], "n_groups": 4, "spatial_softmax_num_keypoints": 4}),
     ],
@@ -352,7 +355,7 @@ def test_no_space_left_is_one_line_and_keeps_the_checkpoint(dataset, tmp_path):
 
 
 def test_nano_policy_is_deterministic_under_its_seed(dataset, tmp_path):
-    from vla_rl.pretrain import features_of
+    from vla_rl.pretrain_policy import features_of
 
     models = []
     for name in "ab":
@@ -385,7 +388,7 @@ def test_mirrored_episodes_are_learned_too(dataset, tmp_path):
         Pretrainer(replace(VLA, mirror="tabel"), [dataset], tmp_path / "other")
 
 
-@pytest.mark.parametrize("kind", ["smolvla_nano", "dit_nano"])
+@pytest.mark.parametrize("kind", ["smolvla_nano", "dit_nano", "token_nano"])
 def test_the_vision_tower_is_warmed_up(tmp_path, kind):
     """It learns to say what the picture shows, in either type of nano policy."""
     shown = torch.rand(64, 1)
@@ -401,6 +404,8 @@ def test_the_vision_tower_is_warmed_up(tmp_path, kind):
     small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1}
     if kind == "dit_nano":
         policy = nano_dit(tmp_path, features=features_of(samples), hidden_dim=48, num_layers=1, **small)
+    elif kind == "token_nano":
+        policy = token_policy(tmp_path, features=features_of(samples), **(small | {"text_width": 64}))
     else:
         policy = nano_policy(tmp_path, features=features_of(samples), **tiny.TINY)
     explained = warm_start_vision(

@@ -20,19 +20,16 @@ from torch import Tensor
 
 from vla_rl.data.mirror import load_mirror
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import ACTION, ENV_STATE, IMAGES, STATE
+from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.inside import copy_inside
 from vla_rl.policies.lerobot_folder import (
     JOINED,
     first_line,
-    local_folder,
-    read_config,
-    register_types,
     time_steps,
 )
-from vla_rl.policies.nano import nano_policy, save_policy
-from vla_rl.policies.nano_dit import nano_dit
+from vla_rl.policies.nano import save_policy
 from vla_rl.pretrain_data import Samples
+from vla_rl.pretrain_policy import check_type, make_policy
 from vla_rl.pretrain_vision import vision_targets, warm_start_vision
 
 STATE_FILE = "training.safetensors"
@@ -41,7 +38,16 @@ NOTES = "pretrain.json"
 DISK_FULL = ("No space left", "quota exceeded", "File too large")
 """How the system says it; safetensors passes the words on in an exception of its own."""
 
-BLIND_TO_ENVIRONMENT = ("smolvla_nano", "dit_nano", "smolvla", "multi_task_dit", "pi0", "pi05")
+BLIND_TO_ENVIRONMENT = (
+    "smolvla_nano",
+    "dit_nano",
+    "token_nano",
+    "token_vla",
+    "smolvla",
+    "multi_task_dit",
+    "pi0",
+    "pi05",
+)
 """Types that LeRobot lets have ``observation.environment_state`` and that never look at it: they get it as the end of
 ``observation.state``, in training and when they act (``JOINED`` in the folder's notes says so)."""
 
@@ -51,7 +57,7 @@ class PretrainConfig:
     """Settings.
 
     Attributes:
-        type: ``smolvla_nano``, ``dit_nano``, ``gaussian_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy
+        type: ``smolvla_nano``, ``dit_nano``, ``token_nano``, ``gaussian_nano``, a LeRobot policy type (``act``, ``diffusion`` ...), or a policy
             folder or hub id whose weights to continue from.
         steps: optimiser steps.
         batch_size: samples per step.
@@ -88,139 +94,6 @@ class PretrainConfig:
     seed: int = 0
     save_every: int = 500
     overrides: dict[str, Any] | None = None
-
-
-def features_of(samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
-    """LeRobot input and output features of the samples' keys."""
-    from lerobot.configs import FeatureType, PolicyFeature
-
-    inputs, outputs = {}, {}
-    for key, array in samples.arrays.items():
-        shape = tuple(array.shape[1:])
-        if key == ACTION:
-            outputs[key] = PolicyFeature(FeatureType.ACTION, shape)
-        elif key.startswith(IMAGES):
-            inputs[key] = PolicyFeature(FeatureType.VISUAL, shape)
-        else:
-            kind = FeatureType.ENV if key == "observation.environment_state" else FeatureType.STATE
-            inputs[key] = PolicyFeature(kind, shape)
-    return inputs, outputs
-
-
-def small_settings(kind: str, chunk: int) -> dict[str, Any]:
-    """Sizes of LeRobot's common types that train on a CPU without any download, with chunks of ``chunk``."""
-    if kind == "act":
-        small = {"dim_model": 256, "dim_feedforward": 512, "n_encoder_layers": 2, "use_vae": False}
-        return small | {"chunk_size": chunk, "n_action_steps": chunk, "pretrained_backbone_weights": None}
-    if kind == "diffusion":
-        horizon = math.ceil((chunk + 1) / 8) * 8  # two observations; the U-Net halves three times
-        return {
-            "horizon": horizon,
-            "n_action_steps": chunk,
-            "drop_n_last_frames": horizon - chunk - 1,
-            "down_dims": (64, 128, 256),
-            "noise_scheduler_type": "DDIM",
-            "num_inference_steps": 10,
-            "pretrained_backbone_weights": None,
-            "use_group_norm": True,
-        }
-    if kind == "multi_task_dit":
-        return {
-            "horizon": chunk + 1,
-            "n_action_steps": chunk,
-            "hidden_dim": 192,
-            "num_layers": 4,
-            "num_heads": 6,
-        }
-    return {"chunk_size": chunk, "n_action_steps": chunk}
-
-
-def check_type(kind: str) -> None:
-    """Refuse a policy type that is none, before any data is read.
-
-    Raises:
-        UserError: with the nearest names.
-    """
-    register_types()
-    from lerobot.configs.policies import PreTrainedConfig
-
-    from vla_rl.config import nearest
-
-    known = sorted([*PreTrainedConfig.get_known_choices(), "smolvla_nano", "dit_nano"])
-    if not _is_folder(kind) and kind not in known:
-        raise UserError(f"type={kind} is no policy type or folder: {nearest(kind, known)}")
-
-
-def _is_folder(kind: str) -> bool:
-    return "/" in kind or Path(kind).is_dir()
-
-
-def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple[Any, Any]:
-    """A LeRobot policy for the samples' features, and its configuration; its VLM, if local, in ``folder/vlm``.
-
-    Raises:
-        UserError: a type LeRobot does not know, or settings or features that do not fit it.
-    """
-    from lerobot.policies.factory import get_policy_class, make_policy_config
-
-    inputs, outputs = features_of(samples)
-    if config.type == "smolvla_nano":
-        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
-        policy = nano_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
-        return policy, policy.config
-    if config.type == "dit_nano":
-        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
-        policy = nano_dit(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
-        return policy, policy.config
-    if _is_folder(config.type):
-        return _continued(config, inputs, outputs, folder)
-    try:
-        policy_config = make_policy_config(
-            config.type,
-            **{
-                "input_features": inputs,
-                "output_features": outputs,
-                "device": "cpu",
-                "push_to_hub": False,
-                **small_settings(config.type, config.chunk_size),
-                **(config.overrides or {}),
-            },
-        )
-        _scale_environment_state(policy_config)
-        policy_config.validate_features()
-        return get_policy_class(config.type)(policy_config), policy_config
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise UserError(f"type={config.type}: {first_line(error)} (see overrides and inputs)") from error
-
-
-def _scale_environment_state(policy_config: Any) -> None:
-    """Normalise ``observation.environment_state`` as the state is; LeRobot's policies leave it in metres by default."""
-    modes = dict(policy_config.normalization_mapping)
-    if "STATE" in modes:
-        policy_config.normalization_mapping = {"ENV": modes["STATE"]} | modes
-
-
-def _continued(config: PretrainConfig, inputs: dict, outputs: dict, folder: Path) -> tuple[Any, Any]:
-    """An existing policy with its weights, to be trained further."""
-    from lerobot.policies.factory import get_policy_class
-
-    source = local_folder(config.type)
-    policy_config = read_config(source)
-    for key, feature in {**policy_config.input_features, **policy_config.output_features}.items():
-        found = {**inputs, **outputs}.get(key)
-        if ".empty_camera_" not in key and (found is None or tuple(found.shape) != tuple(feature.shape)):
-            have = "nothing" if found is None else tuple(found.shape)
-            raise UserError(f"{source} reads {key} {tuple(feature.shape)}; the data set has {have}")
-    copy_inside(source, folder)
-    for key, value in (config.overrides or {}).items():
-        if not hasattr(policy_config, key):
-            raise UserError(f"overrides.{key}: {policy_config.type} has no such field")
-        setattr(policy_config, key, value)
-    try:
-        policy = get_policy_class(policy_config.type).from_pretrained(str(source), config=policy_config)
-    except Exception as error:
-        raise UserError(f"{source} cannot be loaded: {first_line(error)} (copy it again)") from error
-    return policy, policy_config
 
 
 class Pretrainer:

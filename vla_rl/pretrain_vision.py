@@ -119,10 +119,14 @@ def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[
         vlm = body.get_vlm_model()
         trained = [*vlm.vision_model.parameters(), *vlm.connector.parameters()]
         return trained, lambda images: body.embed_image(images * 2 - 1).float().flatten(1)
+    if policy.config.type == "token_vla":
+        vlm = policy.network.vlm.model
+        trained = [*vlm.vision_tower.parameters(), *vlm.multi_modal_projector.parameters()]
+        return trained, lambda images: policy.network.look(images).float().flatten(1)
     encoder = getattr(getattr(policy, "observation_encoder", None), "vision_encoder", None)
     if encoder is None:
         raise UserError(
-            "train.vision_steps warms up the vision tower of SmolVLA or MultiTaskDiT (one for all cameras): this policy "
+            "train.vision_steps warms up the vision tower of SmolVLA, MultiTaskDiT or token_vla (one for all cameras): this policy "
             "has none, set 0"
         )
     mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)

@@ -66,6 +66,33 @@ def tiny_dit(out: Path, **settings) -> Path:
     return out
 
 
+def tiny_token(out: Path, **settings) -> Path:
+    """A nano token VLA on its own InternVL, at random, loud enough that its words differ."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from vla_rl.policies.nano import save_policy
+    from vla_rl.policies.nano_token import token_policy
+
+    inputs = {
+        "observation.state": PolicyFeature(FeatureType.STATE, (5,)),
+        "observation.images.base": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+    }
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (3,))}
+    small = {"text_width": 64, "text_layers": 2, "vision_width": 32, "vision_layers": 1, "chunk_size": 4}
+    torch.manual_seed(0)
+    model = token_policy(out, features=(inputs, outputs), tasks=TASKS, **(small | settings))
+    torch.nn.init.normal_(model.network.vlm.get_output_embeddings().weight, std=0.3)
+    stats = {
+        "observation.state": {"mean": torch.zeros(5), "std": torch.ones(5)},
+        "action": {"q01": -torch.ones(3), "q99": torch.ones(3)},
+    }
+    before, after = make_pre_post_processors(model.config, dataset_stats=stats)
+    save_policy(out, model, before, after)
+    return out
+
+
 def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int = 0, **settings) -> Path:
     """Any other LeRobot type with random weights, saved as LeRobot saves it."""
     import torch

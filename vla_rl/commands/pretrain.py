@@ -4,6 +4,8 @@ usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] 
 
   type=smolvla_nano                  LeRobot's SmolVLA at 3.7 M parameters, no download
   type=dit_nano                      LeRobot's MultiTaskDiT, diffusion; overrides={objective:flow_matching}: a flow
+  type=token_nano                    action tokens on a small InternVL (OpenVLA's recipe); token_vla with
+                                     overrides={vlm:OpenGVLab/InternVL3-1B-hf}: on a published one
   type=gaussian_nano                 a small MLP, a Gaussian over chunks; overrides={modes:5}: a mixture of five
   type=act inputs=[observation.state,observation.environment_state]
                                      any LeRobot policy type; inputs choose what it sees

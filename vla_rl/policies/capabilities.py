@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vla_rl.policies.base import Observation
 from vla_rl.policies.heads import Head
+from vla_rl.policies.token_head import TokenHead
 
 
 @runtime_checkable
@@ -40,6 +41,24 @@ class Denoising(Protocol):
 
     def actions_of(self, x: Tensor) -> Tensor:
         """Action chunks [B, T, A] in environment units, of the head's denoised ``x`` [B, T', A']."""
+        ...
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """A policy that says its chunk word by word, and whose words can be scored and trained."""
+
+    @property
+    def token_head(self) -> TokenHead:
+        """Its network over words; raises ``UserError`` when the loaded model has none."""
+        ...
+
+    def encode_tokens(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """What ``token_head`` is conditioned on [B, ...], and the next state."""
+        ...
+
+    def actions_of_tokens(self, tokens: Tensor) -> Tensor:
+        """Action chunks [B, T, A] in environment units, of words [B, T A]."""
         ...
 
 

@@ -24,6 +24,7 @@ from vla_rl.policies.lerobot_folder import (
     set_flow_steps,
     time_steps,
 )
+from vla_rl.policies.token_head import TokenHead
 
 FIXED_SIZE = ("act", "diffusion", "multi_task_dit", "vqbet", "gaussian_nano")
 """Types whose network is built for one image size, unless their configuration resizes."""
@@ -83,6 +84,7 @@ class LeRobotPolicy:
         self.noise_shape = _noise_shape(config, self.model)
         self._guided, self._guiding = _guided(config, self.model), False
         self._head: Head | None = None
+        self._token_head: TokenHead | None = None
 
     @property
     def head(self) -> Head:
@@ -106,6 +108,26 @@ class LeRobotPolicy:
         first = self.head.first
         x = x[:, first : first + self.spec.chunk_length, : self.spec.action_dim]
         return self.after(x).float().cpu()
+
+    @property
+    def token_head(self) -> TokenHead:
+        """Its words.
+
+        Raises:
+            UserError: a type without them.
+        """
+        self._token_head = self._token_head or TokenHead(self.model)
+        return self._token_head
+
+    def encode_tokens(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """What ``token_head`` is conditioned on [B, ...], and the next state."""
+        self._check(observation)
+        with torch.no_grad():
+            return self.token_head.encode(self._batch(observation, state)), state
+
+    def actions_of_tokens(self, tokens: Tensor) -> Tensor:
+        """Action chunks [B, T, A] in environment units, of words [B, T A]."""
+        return self.after(self.token_head.normalised(tokens)).float().cpu()
 
     def initial_state(self, batch_size: int) -> TensorDict:
         """Nothing for policies that see one step; an empty history for the others."""

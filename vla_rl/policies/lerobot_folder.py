@@ -49,7 +49,9 @@ def register_types() -> None:
     """Make LeRobot know every policy type: its own, and ours."""
     import lerobot.policies  # noqa: F401
 
-    import vla_rl.policies.gaussian_nano.configuration_gaussian_nano  # noqa: F401
+    import vla_rl.policies.gaussian_nano.configuration_gaussian_nano
+    import vla_rl.policies.token_vla.configuration_token_vla
+    import vla_rl.policies.token_vla.processor_token_vla  # noqa: F401  a step that saved pipelines name
 
 
 def read_config(folder: Path, device: str = "cpu") -> Any:

@@ -1,0 +1,35 @@
+"""Actions as words: every number of a chunk becomes one of a few hundred bins (OpenVLA, arXiv 2406.09246)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tokens_of(actions: Tensor, bins: int) -> Tensor:
+    """Bins int64 of the same shape, 0 ... ``bins`` - 1, of normalised actions; beyond -1 ... 1 the outermost."""
+    return ((actions + 1) * (bins / 2)).floor().long().clamp(0, bins - 1)
+
+
+def actions_of(tokens: Tensor, bins: int) -> Tensor:
+    """Middle of each bin, float32: within half a bin, 1 / ``bins``, of the number it came from."""
+    return (tokens.float() + 0.5) * (2 / bins) - 1
+
+
+def log_probs_of(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy [...] of ``tokens`` [...] under ``logits`` [..., bins] at a temperature."""
+    scaled = (logits / temperature).float().log_softmax(-1)
+    chosen = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen, -(scaled.exp() * scaled).sum(-1)
+
+
+def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """A token [B] per row of ``logits`` [B, bins]; the likeliest at temperature 0.
+
+    Drawn by inverting the distribution with one uniform number per row: the same on every device.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
+    place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    return (cumulated < place * cumulated[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,72 @@
+"""The word-by-word view of a token policy, which reinforcement learning and distillation work with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.errors import UserError
+from vla_rl.policies.action_tokens import actions_of, tokens_of
+
+HAVE_TOKENS = ("token_vla",)
+"""Policy types that act by words."""
+
+
+class TokenHead:
+    """Network, vocabulary and chunk of a loaded ``token_vla``.
+
+    Args:
+        model: the LeRobot policy.
+
+    Raises:
+        UserError: of another type.
+    """
+
+    def __init__(self, model: Any) -> None:
+        if model.config.type not in HAVE_TOKENS:
+            raise UserError(
+                f"a {model.config.type} policy has no action tokens: choose one of {', '.join(HAVE_TOKENS)} (policy.path)"
+            )
+        self.model, self.network = model, model.network
+        self.shape: tuple[int, int] = model.shape
+        """(T, A) of a chunk."""
+        self.bins: int = model.config.bins
+        self.temperature: float = model.config.temperature
+
+    @property
+    def count(self) -> int:
+        """N = T A words of a chunk."""
+        return self.shape[0] * self.shape[1]
+
+    def encode(self, batch: dict[str, Tensor]) -> TensorDict:
+        """The network's condition [B], pictures as uint8."""
+        condition = self.model.condition(batch)
+        condition["pictures"] = (condition["pictures"] * 255).round().to(torch.uint8)
+        return condition
+
+    def normalised(self, tokens: Tensor) -> Tensor:
+        """Chunks [B, T, A], normalised, of words [B, N]."""
+        return actions_of(tokens.view(-1, *self.shape), self.bins)
+
+    def tokens_of(self, chunks: Tensor) -> Tensor:
+        """Words [B, N] of normalised chunks [B, T, A]."""
+        return tokens_of(chunks, self.bins).flatten(1)
+
+    def copy(self) -> Any:
+        """A network of its own with the same weights; trains what the original's type trains."""
+        trains = [p.requires_grad for p in self.network.parameters()]
+        network = copy.deepcopy(self.network)
+        lora = bool(self.model.config.lora_rank)
+        frozen = self.model.config.freeze_vision
+        for (name, parameter), trained in zip(network.named_parameters(), trains, strict=True):
+            # A policy that was loaded to act is frozen altogether: its configuration says what learns.
+            vision = frozen and any(
+                part in name for part in ("vision_tower", "multi_modal_projector", "connector")
+            )
+            adapter = not lora or "lora_" in name or "embed_tokens" in name or "lm_head" in name
+            parameter.requires_grad_(trained or (adapter and not vision))
+        return network

@@ -1,0 +1,120 @@
+"""``token_vla``: LeRobot's side of the action-token VLA, and its cloning loss."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from lerobot.policies.pretrained import PreTrainedPolicy
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional
+
+from vla_rl.keys import ACTION, STATE
+from vla_rl.policies.action_tokens import actions_of, tokens_of
+from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
+from vla_rl.policies.token_vla.network import TokenNetwork
+
+WORDS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+"""LeRobot's keys of the tokenized prompt."""
+
+
+class TokenVLAPolicy(PreTrainedPolicy):
+    """Chunks of the likeliest words; cloned by cross-entropy. ``network`` is what reinforcement learning trains."""
+
+    config_class: Any = TokenVLAConfig
+    name: Any = "token_vla"
+
+    def __init__(self, config: TokenVLAConfig, **_: Any) -> None:
+        super().__init__(config)
+        config.validate_features()
+        self.config = config
+        state: Any = (config.input_features or {}).get(STATE)
+        vlm = _vision_language_model(config)
+        self.network = TokenNetwork(
+            vlm,
+            bins=config.bins,
+            state_dim=state.shape[0] if state is not None else 0,
+            image_size=config.image_size or _own_size(vlm),
+            mean=config.image_mean,
+            std=config.image_std,
+        )
+        if config.lora_rank:
+            _adapt(self.network, config.lora_rank)
+        if config.freeze_vision:
+            for name, parameter in self.network.named_parameters():
+                if "vision_tower" in name or "multi_modal_projector" in name or "connector" in name:
+                    parameter.requires_grad_(False)
+        action: Any = config.action_feature
+        self.shape = (config.chunk_size, action.shape[0])
+        self.reset()
+
+    def condition(self, batch: dict[str, Tensor]) -> TensorDict:
+        """What the network reads, from LeRobot's processed batch."""
+        cameras = [batch[key] for key in self.config.image_features]
+        parts = {
+            "pictures": torch.stack(cameras, 1),
+            "words": batch[WORDS],
+            "mask": batch[MASK].bool(),
+        }
+        if self.network.state_token is not None:
+            parts["state"] = batch[STATE]
+        return TensorDict(parts, batch_size=[len(cameras[0])])  # type: ignore[arg-type]
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy per word of the actions that lie inside their episode."""
+        tokens = tokens_of(batch[ACTION], self.config.bins)  # [B, T, A]
+        logits = self.network.logits(self.condition(batch), tokens.flatten(1))
+        inside = (~batch["action_is_pad"])[..., None].expand_as(tokens).flatten(1)
+        each = functional.cross_entropy(logits.transpose(1, 2), tokens.flatten(1), reduction="none")
+        loss = (each * inside).sum() / inside.sum().clamp(min=1)
+        right = ((logits.argmax(-1) == tokens.flatten(1)) & inside).sum() / inside.sum().clamp(min=1)
+        return loss, {"cross_entropy": loss.item(), "accuracy": right.item()}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, T, A] normalised, greedy."""
+        found = self.network.sample(self.condition(batch), self.shape[0] * self.shape[1], 0.0)
+        return actions_of(found["tokens"].view(-1, *self.shape), self.config.bins)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor]) -> Tensor:
+        """One action at a time, for LeRobot's own loop."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the rest of the chunk."""
+        self._queue: deque[Tensor] = deque()
+
+    def get_optim_params(self) -> Any:
+        """What trains."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+def _vision_language_model(config: TokenVLAConfig) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    if config.load_vlm_weights:
+        return AutoModelForImageTextToText.from_pretrained(config.vlm_model_name)
+    return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config.vlm_model_name))
+
+
+def _own_size(vlm: Any) -> int:
+    size = vlm.config.vision_config.image_size
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
+def _adapt(network: TokenNetwork, rank: int) -> None:
+    """Low-rank adapters on the language model's linear layers; the new words and the rest of the adapter stay trainable."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    for parameter in network.vlm.parameters():
+        parameter.requires_grad_(False)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), network.language)
+    for layer in (network.vlm.get_input_embeddings(), network.vlm.get_output_embeddings()):
+        layer.weight.requires_grad_(True)  # the words are new

@@ -1,0 +1,157 @@
+"""The network of ``token_vla``: pictures, prompt and proprioception first, once; then one action word after the other.
+
+The prefix is [pictures | prompt | proprioception], each as embeddings of the language model; the words of the chunk follow
+time step by time step. Words are rows that are added to the model's vocabulary, and only they are ever scored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_rl.policies.action_tokens import drawn, log_probs_of
+
+
+class TokenNetwork(nn.Module):
+    """Conditions -> logits over ``bins`` words, autoregressively.
+
+    A condition is a TensorDict [B]: ``pictures`` [B, n, 3, H, W] uint8, or float in [0, 1], ``words`` [B, L] int64 prompt tokens,
+    ``mask`` [B, L] bool which of them are there, and, with proprioception, ``state`` [B, S] normalised.
+
+    Args:
+        vlm: transformers' image-text-to-text model; its vocabulary is enlarged by ``bins``.
+        bins: words.
+        state_dim: S; 0 = none.
+        image_size: pixels that pictures are resized to.
+        mean: of pictures, three numbers.
+        std: the same.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        vlm: Any,
+        *,
+        bins: int,
+        state_dim: int,
+        image_size: int,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        super().__init__()
+        self.first_word = int(vlm.get_input_embeddings().num_embeddings)
+        vlm.resize_token_embeddings(self.first_word + bins, mean_resizing=False)
+        self.vlm, self.bins, self.image_size = vlm, bins, image_size
+        width = vlm.get_input_embeddings().embedding_dim
+        self.state_token = nn.Linear(state_dim, width) if state_dim else None
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def language(self) -> Any:
+        """The language model's body, without its output layer."""
+        return self.vlm.model.language_model
+
+    def prefix(self, condition: TensorDict) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, P, D] and which of them are there [B, P] bool."""
+        pictures = condition["pictures"]
+        batch, cameras = pictures.shape[:2]
+        seen = self.look(pictures.flatten(0, 1)).reshape(batch, -1, self.width)
+        parts = [seen, self.vlm.get_input_embeddings()(condition["words"])]
+        there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), condition["mask"]]
+        if self.state_token is not None:
+            parts.append(self.state_token(condition["state"])[:, None].to(seen))
+            there.append(torch.ones(batch, 1, dtype=torch.bool, device=seen.device))
+        return torch.cat(parts, 1), torch.cat(there, 1)
+
+    @property
+    def width(self) -> int:
+        """D of the language model."""
+        return self.vlm.get_input_embeddings().embedding_dim
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """[B, tokens, D] of pictures [B, 3, H, W]."""
+        pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+        if pictures.shape[-1] != self.image_size or pictures.shape[-2] != self.image_size:
+            size = (self.image_size, self.image_size)
+            pictures = functional.interpolate(
+                pictures, size, mode="bilinear", antialias=True, align_corners=False
+            )
+        normal = (pictures - self.mean) / self.std
+        found = self.vlm.get_image_features(pixel_values=normal.to(self.vlm.dtype))
+        return getattr(found, "pooler_output", found)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return self.vlm.get_input_embeddings()(tokens + self.first_word)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """Logits of the action words alone: the rest of the vocabulary is never multiplied out."""
+        head = self.vlm.get_output_embeddings()
+        bias = head.bias[self.first_word :] if head.bias is not None else None
+        return functional.linear(hidden, head.weight[self.first_word :], bias).float()
+
+    def logits(self, condition: TensorDict, tokens: Tensor) -> Tensor:
+        """[B, N, bins] of each of ``tokens`` [B, N] given those before it, in one pass."""
+        prefix, there = self.prefix(condition)
+        count = tokens.shape[1]
+        embedded = torch.cat([prefix, self._embedded(tokens[:, :-1]).to(prefix)], 1)
+        mask = torch.cat([there, there.new_ones(len(there), count - 1)], 1)
+        hidden = self.language(
+            inputs_embeds=embedded,
+            attention_mask=mask.long(),
+            position_ids=_positions(mask),
+            use_cache=False,
+        ).last_hidden_state
+        return self._scores(hidden[:, -count:])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: TensorDict,
+        count: int,
+        temperature: float,
+        generator: torch.Generator | None = None,
+    ) -> TensorDict:
+        """``count`` words by cached decoding: ``tokens`` [B, N], their ``log_prob`` and the ``entropy`` [B, N].
+
+        Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1.
+        """
+        prefix, there = self.prefix(condition)
+        mask, now, cache = there, prefix, None
+        tokens, chances, entropies = [], [], []
+        for step in range(count):
+            places = _positions(mask)[:, -now.shape[1] :]
+            output = self.language(
+                inputs_embeds=now,
+                attention_mask=mask.long(),
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            scores = self._scores(output.last_hidden_state[:, -1])
+            token = drawn(scores, temperature, generator)
+            chance, entropy = log_probs_of(scores, token, temperature or 1.0)
+            tokens.append(token)
+            chances.append(chance)
+            entropies.append(entropy)
+            if step < count - 1:
+                now = self._embedded(token)[:, None].to(prefix)
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        parts = {
+            "tokens": torch.stack(tokens, 1),
+            "log_prob": torch.stack(chances, 1),
+            "entropy": torch.stack(entropies, 1),
+        }
+        return TensorDict(parts, batch_size=[len(prefix)])
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Place of each token among those that are there."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
