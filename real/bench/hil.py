@@ -45,7 +45,8 @@ def train(config: Any, settings: Any, teleop: str, seed: int) -> None:
     folder = Path(config.work) / f"{teleop}-{seed}"
     if (folder / "final.json").is_file():
         return
-    arguments = [f"resume={folder}"]
+    steps = f"run.steps={config.steps[teleop]}"
+    arguments = [f"resume={folder}", steps]
     if not (folder / "config.yaml").is_file():
         arguments = [
             "experiment=bench",
@@ -60,7 +61,7 @@ def train(config: Any, settings: Any, teleop: str, seed: int) -> None:
             f"teleop={teleop}",
             *(config.help if teleop == "overseer" else []),
             *(f"run.root={config.work}", f"run.name={teleop}-{seed}", f"run.seed={seed}"),
-            *(f"run.steps={config.steps}", f"run.eval_every={config.every}", "run.eval_env=own"),
+            *(steps, f"run.eval_every={config.every}", "run.eval_env=own"),
             *(f"run.eval_episodes={config.eval_episodes}", f"run.final_episodes={config.episodes}"),
             "run.final_seed=200000",
         ]

@@ -1,0 +1,331 @@
+"""PPO over decisions: what learners of action chunks by policy gradient have in common.
+
+An iteration collects ``decisions`` chunks, then makes ``epochs`` passes over (decision, unit) pairs, where a unit is what
+the policy of that learner draws one after the other within a decision: denoising steps, or the chunk as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from vla_rl.algorithms.checkpoint import load_learner, save_learner
+from vla_rl.algorithms.decisions import Decisions
+from vla_rl.algorithms.experience import Encoder
+from vla_rl.algorithms.ppo import RewardScale
+from vla_rl.algorithms.replayed_value import ReplayedValue
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import NonFiniteError, UserError
+from vla_rl.nn.ensemble import mlp
+from vla_rl.policies.base import Policy
+from vla_rl.policies.open_loop import OpenLoop
+
+CRITIC_BATCH = 256
+"""Decisions per temporal-difference update."""
+
+
+@dataclass
+class ChunkPPOConfig:
+    """Settings that all of them have.
+
+    Attributes:
+        decisions: chunks decided per iteration, all environments together.
+        epochs: passes over an iteration's data.
+        batch_size: (decision, unit) pairs per update, nearly.
+        gamma: discount per decision.
+        gae_lambda: of generalised advantage estimation.
+        target_kl: an iteration's updates end when the policy has moved this far.
+        critic_warmup: iterations that train the critic alone.
+        critic_updates: 0 = the critic is fitted on each iteration's returns (PPO); otherwise temporal-difference updates per
+            iteration on the newest ``critic_memory`` decisions, which a few hundred decisions per iteration need.
+        critic_memory: decisions kept for that.
+        base_kl: weight of the divergence from the frozen base (0 = none).
+        scale_rewards: divide rewards by the running deviation of their discounted sum.
+        actor_lr: AdamW step size of the policy.
+        critic_lr: of the critic.
+        grad_clip: maximal gradient norm; 0 = none.
+        observation_keys: what the critic sees; () = proprioception, the instruction and, in simulation, privileged state.
+        image_features: width of the image vector per camera, when a camera is named above.
+        encoder: ``vit`` or ``conv``.
+        image_shift: pixels of random shift in the critic's updates.
+        hidden: hidden widths of the critic.
+    """
+
+    decisions: int = 2000
+    epochs: int = 10
+    batch_size: int = 2000
+    gamma: float = 0.999
+    gae_lambda: float = 0.95
+    target_kl: float = 1.0
+    critic_warmup: int = 2
+    critic_updates: int = 0
+    critic_memory: int = 10_000
+    base_kl: float = 0.0
+    scale_rewards: bool = True
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-3
+    grad_clip: float = 0.0
+    observation_keys: list[str] = field(default_factory=list)
+    image_features: int = 64
+    encoder: str = "vit"
+    image_shift: int = 4
+    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+
+
+def check_settings(config: ChunkPPOConfig) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in ("decisions", "epochs", "batch_size", "critic_memory"):
+        if getattr(config, name) < 1:
+            raise UserError(f"algorithm.{name}={getattr(config, name)} must be at least 1")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"algorithm.{name}={getattr(config, name)} is outside 0..1")
+
+
+class ChunkPPO:
+    """The iteration: decisions, advantages, critic, minibatches; a subclass has the policy's loss.
+
+    The chunks under way while an iteration's updates are done belong to the next one, with the probabilities they were
+    drawn with.
+
+    Args:
+        config: settings.
+        actor: policy over chunks, whose ``network`` is trained.
+        base: the frozen policy that it came from, with its horizon.
+        env_spec: the environment's dimensions.
+        num_envs: environment rows whose frames will come.
+        device: of the critic; the policy is where it was loaded.
+    """
+
+    takes_demonstrations = False
+    on_policy = True
+    units = 1
+    """Units of a decision."""
+    trained_name = "policy"
+    """Of the policy's weights in checkpoints."""
+
+    def __init__(
+        self,
+        config: ChunkPPOConfig,
+        actor: Any,
+        base: OpenLoop,
+        env_spec: EnvSpec,
+        num_envs: int,
+        device: str,
+        generators: tuple[torch.Generator, torch.Generator],
+    ) -> None:
+        self.config: Any = config
+        self.base: Policy = base
+        self.actor = actor
+        self.generator, self.acting_generator = generators
+        self.encoder = Encoder(
+            env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
+        ).to(device)
+        self.critic = mlp(self.encoder.features, config.hidden, 1, layer_norm=True).to(device)
+        weights = [p for p in actor.network.parameters() if p.requires_grad]
+        seen = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.actor_optimizer = torch.optim.AdamW(weights, lr=config.actor_lr, weight_decay=0.0)
+        self.critic_optimizer = torch.optim.AdamW(
+            [*self.critic.parameters(), *seen], lr=config.critic_lr, weight_decay=0.0
+        )
+        self.replayed = ReplayedValue(
+            self.critic,
+            lambda seen, learning: self.encoder(seen, learning, self.generator),
+            lambda loss: self._step(loss, self.critic_optimizer, "critic"),
+            capacity=config.critic_memory,
+            gamma=config.gamma,
+        )
+        self.critic_loss = torch.zeros(())
+        self.decisions = Decisions(num_envs, self.encoder.keys)
+        self.policy = OpenLoop(actor, base.horizon, on_decision=self.decisions.decided)
+        self.eval_policy = OpenLoop(actor, base.horizon)
+        self.rewards = RewardScale(num_envs)
+        self.steps = self.updates = self.iteration = self.left = 0
+        self.batch: TensorDict | None = None
+        self.order: list[Tensor] = []
+
+    # ---- data -------------------------------------------------------------------------------------------
+
+    def observe(self, frames: TensorDict, rows: Tensor) -> None:
+        """Take frames of the decisions that ``policy`` made."""
+        self.decisions.observe(frames, rows)
+        self.steps += int((~frames["final"]).sum())
+
+    def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
+        """Refused: on-policy learning has no use for them.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{type(self).__name__} learns from its own decisions alone: set demonstrations=none, or pretrain on them"
+        )
+
+    def _prepare(self) -> None:
+        config = self.config
+        scale = 1.0
+        if config.scale_rewards:
+            self.rewards.update(self.decisions.rewards())
+            scale = self.rewards.scale
+        fresh = self.decisions.over()
+        assert fresh is not None
+        if not self.iteration and self.encoder.vector_keys:
+            self.encoder.normalizer.update(self.encoder.vectors(fresh["observation"]))
+            self.encoder.normalizer.freeze()
+        if config.critic_updates:
+            self.replayed.add(fresh)
+            self.critic_loss = self.replayed.fit(config.critic_updates, CRITIC_BATCH, scale, self.generator)
+        batch = self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
+        self.batch, self.left = batch, self._updates_for(len(batch))
+        self.order = []
+
+    def _updates_for(self, decisions: int) -> int:
+        return self.config.epochs * self._batches(decisions)
+
+    def _batches(self, decisions: int) -> int:
+        """Minibatches of one epoch, all of nearly the same size: a last one of a single pair has no deviation."""
+        return max(1, round(decisions * self.units / self.config.batch_size))
+
+    def _values(self, observation: TensorDict) -> Tensor:
+        with torch.no_grad():
+            parts = [self.critic(self.encoder(part)) for part in observation.split(4096)]
+        return torch.cat(parts).squeeze(-1).cpu()
+
+    # ---- learning ---------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether an iteration's decisions are over."""
+        return self.left > 0 or len(self.decisions) >= self.config.decisions
+
+    def updates_due(self, env_steps: int | None = None) -> int:
+        """What is left of the present iteration's updates."""
+        if self.left or not self.ready:
+            return self.left
+        return self._updates_for(len(self.decisions))
+
+    def update(self) -> dict[str, Tensor]:
+        """One minibatch of (decision, unit) pairs: the critic, and after its warm-up the policy.
+
+        Raises:
+            NonFiniteError: a loss is NaN or infinite.
+        """
+        if self.batch is None:
+            self._prepare()
+        assert self.batch is not None
+        config, units = self.config, self.units
+        if not self.order:
+            pairs = torch.randperm(len(self.batch) * units, generator=self.generator)
+            self.order = list(pairs.tensor_split(self._batches(len(self.batch))))
+        picked = self.order.pop(0)
+        which, unit = picked // units, picked % units
+        if config.critic_updates:  # done, in _prepare
+            metrics = {"critic_loss": self.critic_loss}
+        else:
+            loss = self.critic_loss_of(which)
+            self._step(loss, self.critic_optimizer, "critic")
+            metrics = {"critic_loss": loss.detach().cpu()}
+        stop = False
+        if self.iteration >= config.critic_warmup:
+            loss, actor = self.actor_loss_of(which, unit)
+            self._step(loss, self.actor_optimizer, "actor")
+            stop = bool(actor["approx_kl"] > config.target_kl)
+            metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
+        returns: Any = self.batch["return"][which]
+        values = self.batch["value"][which]
+        metrics["explained"] = 1 - (returns - values).var() / returns.var().clamp(min=1e-8)
+        self.updates += 1
+        self.left = 0 if stop else self.left - 1
+        if not self.left:
+            self.batch = None
+            self.iteration += 1
+        return metrics
+
+    def critic_loss_of(self, which: Tensor) -> Tensor:
+        """The value's loss on the decisions ``which`` [B] of this iteration; one that stands there several times is seen once."""
+        assert self.batch is not None
+        each, count = which.unique(return_counts=True)
+        value = self.critic(self.encoder(self.batch["observation"][each], True, self.generator)).squeeze(-1)
+        away = (value - self.batch["return"][each].to(value.device)).square()
+        return (away * count.to(value.device)).sum() / len(which)
+
+    def actor_loss_of(self, which: Tensor, unit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's loss on the pairs of decisions ``which`` [B] and ``unit`` [B], and its metrics (``approx_kl``)."""
+        raise NotImplementedError
+
+    def advantage_of(self, which: Tensor) -> Tensor:
+        """[B] standardised over the minibatch; 0 where a person did something else, which says nothing of this chunk."""
+        assert self.batch is not None
+        advantage = self.batch["advantage"][which]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        return advantage * self.batch["own"][which]
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, name: str) -> None:
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the {name} loss is {loss.item()} at update {self.updates}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.grad_clip:
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self.config.grad_clip)
+        optimizer.step()
+
+    # ---- checkpoints ------------------------------------------------------------------------------------
+
+    def _modules(self) -> Mapping[str, nn.Module]:
+        trained = nn.ParameterDict(
+            {k.replace(".", "/"): p for k, p in self.actor.network.named_parameters() if p.requires_grad}
+        )
+        target = {"target": self.replayed.target} if self.config.critic_updates else {}
+        return {"encoder": self.encoder, "critic": self.critic, self.trained_name: trained} | target
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"learning": self.generator, "acting": self.acting_generator}
+
+    def save(self, folder: Path, *, replay: bool = True) -> None:
+        """Networks, optimisers, generators, counters and (``replay``) the decisions of the iteration under way.
+
+        An iteration's updates are done in one go, so none is ever half done here.
+
+        Raises:
+            NonFiniteError: a weight is not finite; nothing is written.
+            UserError: no space left.
+        """
+        counters = {
+            "steps": self.steps,
+            "updates": self.updates,
+            "iteration": self.iteration,
+            "rewards": self.rewards.state(),
+            "config": asdict(self.config),
+        }
+        save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
+        if replay:
+            self.decisions.save(folder / "decisions")
+            self.replayed.save(folder)
+
+    def load(self, folder: Path, *, replay: bool = True) -> None:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: missing or truncated files, or shapes that differ from this configuration's.
+        """
+        counters = load_learner(folder, self._modules(), self._optimizers(), self._generators())
+        self.steps, self.updates = counters["steps"], counters["updates"]
+        self.iteration, self.left, self.batch = counters["iteration"], 0, None
+        self.rewards.restore(counters["rewards"])
+        if replay:
+            self.decisions.load(folder / "decisions")
+            self.replayed.load(folder)
