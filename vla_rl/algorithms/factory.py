@@ -9,6 +9,7 @@ from vla_rl.algorithms.dsrl import DSRL, DSRLConfig
 from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
+from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.config import typed
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -38,6 +39,13 @@ def rlpd(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **
 def dppo(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DPPO:
     """PPO over the denoising steps of a diffusion or flow policy."""
     return DPPO(typed(DPPOConfig, settings), base, env_spec, num_envs, _checked(device))
+
+
+def token_ppo(
+    base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any
+) -> TokenPPO:
+    """PPO over the action words of a token VLA."""
+    return TokenPPO(typed(TokenPPOConfig, settings), base, env_spec, num_envs, _checked(device))
 
 
 def dsrl(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DSRL:

@@ -32,23 +32,25 @@ def denoising_discount(steps: int, gamma: float) -> Tensor:
 
 
 def clipped_loss(
-    new: Tensor, old: Tensor, advantage: Tensor, clip: Tensor
+    new: Tensor, old: Tensor, advantage: Tensor, clip: Tensor, clip_high: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped objective, negated and averaged, and ``approx_kl`` and ``clipped`` (shares).
 
     Args:
-        new: log-probabilities now [B].
+        new: log-probabilities now [B], or of any shape that all have.
         old: when the action was drawn [B].
         advantage: [B].
         clip: half-width of the ratio's trust region [B].
+        clip_high: how far it reaches above 1 [B]; None = as far as below.
     """
+    above = clip if clip_high is None else clip_high
     difference = new - old
     ratio = difference.exp()
-    bounded = torch.maximum(torch.minimum(ratio, 1 + clip), 1 - clip)
+    bounded = torch.maximum(torch.minimum(ratio, 1 + above), 1 - clip)
     loss = -torch.minimum(ratio * advantage, bounded * advantage).mean()
     with torch.no_grad():
         kl = (ratio - 1 - difference).mean()
-        share = ((ratio - 1).abs() > clip).float().mean()
+        share = ((ratio > 1 + above) | (ratio < 1 - clip)).float().mean()
     return loss, {"approx_kl": kl, "clipped": share}
 
 

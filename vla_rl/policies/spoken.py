@@ -1,0 +1,95 @@
+"""A token policy whose words a trained copy of its network says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.errors import UserError
+from vla_rl.policies.action_tokens import log_probs_of
+from vla_rl.policies.base import Observation, Policy
+from vla_rl.policies.capabilities import Tokens
+from vla_rl.policies.token_head import HAVE_TOKENS
+
+
+class Spoken:
+    """Chunks [B, T, A] of words drawn at a temperature; deterministic, of the likeliest.
+
+    Only the words of the ``executed`` first steps are said: later ones cannot change them. The rest of the chunk is the middle
+    of the action's range, and must not be carried out.
+
+    Args:
+        base: a policy with the ``Tokens`` capability.
+        temperature: of drawing.
+        executed: H, steps of a chunk that are carried out; None = all.
+        generator: of drawing.
+
+    Raises:
+        UserError: a base without words, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        base: Policy,
+        *,
+        temperature: float = 1.0,
+        executed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(base, Tokens):
+            raise UserError(
+                f"{type(base).__name__} has no action tokens: choose a policy of type {', '.join(HAVE_TOKENS)}"
+            )
+        if temperature <= 0:
+            raise UserError(f"algorithm.temperature={temperature} must be above 0")
+        self.base, self.head = base, base.token_head
+        self.temperature, self.generator = temperature, generator
+        steps, self.dims = self.head.shape
+        self.executed = min(steps, executed or steps)
+        self.count = self.executed * self.dims
+        self.network = self.head.copy()
+        self.network.eval()  # dropout would make the probability of a word another one than it was drawn with
+        self.spec = replace(base.spec)
+
+    def initial_state(self, batch_size: int) -> TensorDict:
+        """The base's."""
+        return self.base.initial_state(batch_size)
+
+    def needs_images(self, state: TensorDict) -> Tensor:
+        """The base's."""
+        return self.base.needs_images(state)
+
+    def act(
+        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
+    ) -> tuple[TensorDict, TensorDict]:
+        """``action`` [B, T, A]; exploring also ``tokens``, ``log_prob`` [B, N] of N = H A words, and ``condition``."""
+        condition, state = self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
+        temperature = 0.0 if deterministic else self.temperature
+        said = self.network.sample(
+            condition, self.count, temperature, None if deterministic else self.generator
+        )
+        output = TensorDict({"action": self.actions_of(said["tokens"])}, batch_size=[len(condition)])
+        if not deterministic:
+            output["tokens"], output["log_prob"] = said["tokens"], said["log_prob"]
+            output["condition"] = condition
+        return output, state
+
+    def actions_of(self, tokens: Tensor) -> Tensor:
+        """Chunks [B, T, A] in environment units, of the words [B, N] that are carried out."""
+        rest = tokens.new_full((len(tokens), self.head.count - self.count), self.head.bins // 2)
+        return self.base.actions_of_tokens(torch.cat([tokens, rest], 1))  # type: ignore[attr-defined]
+
+    def evaluate(self, condition: TensorDict, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability and entropy [B, N] of ``tokens`` [B, N] now, and the logits [B, N, bins] they come from."""
+        logits = self.network.logits(condition, tokens) / self.temperature
+        return *log_probs_of(logits, tokens), logits
+
+    def from_base(self, logits: Tensor, condition: TensorDict, tokens: Tensor) -> Tensor:
+        """[B, N] divergence of ``logits`` from the frozen base's, exact over the words."""
+        with torch.no_grad():
+            there = (self.head.network.logits(condition, tokens) / self.temperature).log_softmax(-1)
+        here = logits.log_softmax(-1)
+        return (here.exp() * (here - there)).sum(-1)
