@@ -147,5 +147,7 @@ def test_bad_settings(tokens, settings, says):
 
 
 def test_a_base_without_words():
-    with pytest.raises(UserError, match="ToyDiffusion has no action tokens: choose a policy of type token_vla"):
+    with pytest.raises(
+        UserError, match="ToyDiffusion has no action tokens: choose a policy of type token_vla"
+    ):
         token_ppo(OpenLoop(ToyDiffusion(updates=1), 4), SPEC, 4, **SMALL)

@@ -87,5 +87,18 @@ def load_learner(
     return counters
 
 
+def stored_module(folder: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of one module in what ``save_learner`` wrote; empty when there is none of that name.
+
+    Raises:
+        UserError: missing or truncated file.
+    """
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read checkpoint {folder} ({error}): resume from another one") from error
+    return _part(tensors, f"module.{name}.")
+
+
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -111,6 +111,8 @@ class ChunkPPO:
     on_policy = True
     units = 1
     """Units of a decision."""
+    learns_value = True
+    """Whether there is a critic to train: not where nothing is made of rewards."""
     trained_name = "policy"
     """Of the policy's weights in checkpoints."""
 
@@ -182,7 +184,7 @@ class ChunkPPO:
         if not self.iteration and self.encoder.vector_keys:
             self.encoder.normalizer.update(self.encoder.vectors(fresh["observation"]))
             self.encoder.normalizer.freeze()
-        if config.critic_updates:
+        if config.critic_updates and self.learns_value:
             self.replayed.add(fresh)
             self.critic_loss = self.replayed.fit(config.critic_updates, CRITIC_BATCH, scale, self.generator)
         batch = self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
@@ -229,14 +231,14 @@ class ChunkPPO:
             self.order = list(pairs.tensor_split(self._batches(len(self.batch))))
         picked = self.order.pop(0)
         which, unit = picked // units, picked % units
-        if config.critic_updates:  # done, in _prepare
+        if config.critic_updates or not self.learns_value:  # done, in _prepare
             metrics = {"critic_loss": self.critic_loss}
         else:
             loss = self.critic_loss_of(which)
             self._step(loss, self.critic_optimizer, "critic")
             metrics = {"critic_loss": loss.detach().cpu()}
         stop = False
-        if self.iteration >= config.critic_warmup:
+        if self.iteration >= config.critic_warmup or not self.learns_value:
             loss, actor = self.actor_loss_of(which, unit)
             self._step(loss, self.actor_optimizer, "actor")
             stop = bool(actor["approx_kl"] > config.target_kl)

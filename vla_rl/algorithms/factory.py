@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vla_rl.algorithms.dppo import DPPO, DPPOConfig
 from vla_rl.algorithms.dsrl import DSRL, DSRLConfig
 from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
+from vla_rl.algorithms.opd import OPD, OPDConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
@@ -46,6 +48,22 @@ def token_ppo(
 ) -> TokenPPO:
     """PPO over the action words of a token VLA."""
     return TokenPPO(typed(TokenPPOConfig, settings), base, env_spec, num_envs, _checked(device))
+
+
+def opd(
+    base: Policy,
+    env_spec: EnvSpec,
+    num_envs: int,
+    device: str = "cpu",
+    teacher: Any = None,
+    **settings: Any,
+) -> OPD:
+    """On-policy distillation of a token policy; ``teacher`` is a policy, or its ``path`` and ``device``."""
+    if teacher is None or isinstance(teacher, Mapping):
+        from vla_rl.policies.load import load_teacher
+
+        teacher = load_teacher(teacher)
+    return OPD(typed(OPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
 
 
 def dsrl(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DSRL:

@@ -111,3 +111,37 @@ def load_run(run: Path, env: VlaVectorEnv, **beside: Any) -> Policy:
     algorithm = build_algorithm(config, env)
     algorithm.load(checkpoint / "algorithm", replay=False)
     return algorithm.eval_policy
+
+
+def load_teacher(config: Any) -> Policy:
+    """A token policy that scores: ``path`` of a policy folder, a hub id, or a run of token PPO or distillation; ``device``.
+
+    Raises:
+        UserError: no path, or a run that has learned no token policy.
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    from vla_rl.algorithms.checkpoint import stored_module
+    from vla_rl.policies.lerobot import LeRobotPolicy
+    from vla_rl.runtime.run_folder import RunFolder
+
+    if not config or not config.get("path"):
+        raise UserError(
+            "algorithm.teacher.path is not set: name a token policy's folder, a hub id or a run folder"
+        )
+    path, device = resolve_path(config["path"]), config.get("device") or "cpu"
+    if not is_run(path):
+        return LeRobotPolicy(config["path"] if not path.exists() else path, device=device)
+    checkpoint = RunFolder.latest_in(path)
+    if checkpoint is None:
+        raise UserError(f"{path} has no usable checkpoint yet: let it train longer, or name another run")
+    policy = LeRobotPolicy(resolve_path(OmegaConf.load(path / "config.yaml").policy.path), device=device)
+    learned = {k.replace("/", "."): v for k, v in stored_module(checkpoint / "algorithm", "policy").items()}
+    weights = dict(policy.token_head.network.named_parameters())
+    if not learned or not set(learned) <= set(weights):
+        raise UserError(f"{path} has learned no token policy: name a run of algorithm=token_ppo or opd")
+    with torch.no_grad():
+        for name, value in learned.items():
+            weights[name].copy_(value)
+    return policy

@@ -1,0 +1,166 @@
+"""On-policy distillation of a token policy (VLA-OPD, arXiv 2603.26666): the student acts, a frozen teacher says what it would have said.
+
+The teacher scores the words of the student's own chunks, all decisions of an iteration in a few batched passes. Objectives, per
+word, S the student and T the teacher:
+
+- ``reverse``: KL(S || T) exactly over the vocabulary. The paper and RLinf estimate it from the one word that was drawn; with a few
+  hundred bins the sum costs nothing and has no variance.
+- ``reverse_sampled``: theirs, the policy gradient with -(log S - log T) of the drawn word as its reward.
+- ``forward``: KL(T || S): covers all that the teacher might do; the entropy grows.
+- ``hard``: cross-entropy with the teacher's likeliest word; the entropy collapses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vla_rl.algorithms.chunk_ppo import ChunkPPO, check_settings
+from vla_rl.algorithms.ppo import clipped_loss
+from vla_rl.algorithms.token_ppo import TokenPPOConfig
+from vla_rl.environment import EnvSpec
+from vla_rl.errors import UserError
+from vla_rl.policies.base import Policy
+from vla_rl.policies.open_loop import OpenLoop
+from vla_rl.policies.taught import Taught
+
+OBJECTIVES = ("reverse", "reverse_sampled", "forward", "hard")
+
+TEACHER_BATCH = 256
+"""Decisions per pass of the teacher."""
+
+
+@dataclass
+class OPDConfig(TokenPPOConfig):
+    """Settings, with those of ``TokenPPOConfig``, whose clipping and critic count only with ``reward_weight``.
+
+    Attributes:
+        objective: see the module's docstring.
+        first_objective: of the first ``first_iterations``, e.g. ``forward`` for a student that hardly ever does what the
+            teacher does; None = ``objective`` from the start.
+        first_iterations: how many.
+        reward_weight: of token PPO's loss on the environment's reward beside the teacher's; 0 = the teacher alone.
+        ratio_cap: drawn words are weighted by how much likelier they have become within the iteration, up to this
+            (``reverse_sampled``; the exact objectives need no correction of their words).
+    """
+
+    epochs: int = 2
+    critic_updates: int = 0
+    actor_lr: float = 1e-4
+    objective: str = "reverse"
+    first_objective: str | None = None
+    first_iterations: int = 0
+    reward_weight: float = 0.0
+    ratio_cap: float = 2.0
+
+
+class OPD(ChunkPPO):
+    """See the module's docstring.
+
+    Args:
+        config: settings.
+        base: ``OpenLoop`` over the student, a policy with action tokens; a copy learns.
+        teacher: a policy with action tokens of the same vocabulary and normalisation; frozen.
+        env_spec: the environment's dimensions.
+        num_envs: environment rows whose frames will come.
+        device: of the critic; the policies are where they were loaded.
+
+    Raises:
+        UserError: a policy without action tokens, a teacher whose words mean other actions, or a setting that does not fit.
+    """
+
+    def __init__(
+        self,
+        config: OPDConfig,
+        base: Policy,
+        teacher: Policy,
+        env_spec: EnvSpec,
+        num_envs: int,
+        device: str = "cpu",
+    ) -> None:
+        check_settings(config)
+        for name in (config.objective, config.first_objective or config.objective):
+            if name not in OBJECTIVES:
+                raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
+        if not isinstance(base, OpenLoop):
+            raise UserError(
+                f"{type(base).__name__} gives no action chunks: distillation needs a token policy"
+            )
+        seed = torch.initial_seed() % 2**31
+        generators = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+        actor = Taught(
+            base.base,
+            teacher,
+            temperature=config.temperature,
+            executed=base.horizon,
+            generator=generators[1],
+        )
+        super().__init__(config, actor, base, env_spec, num_envs, device, generators)
+        self.rewarded = config.reward_weight > 0
+        self.learns_value = self.rewarded
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        assert self.batch is not None
+        scored = [self.actor.teach(part) for part in self.batch.split(TEACHER_BATCH)]
+        self.batch["teacher"] = torch.cat(scored).cpu()  # type: ignore[index]
+        del self.batch["lesson"]
+
+    @property
+    def objective(self) -> str:
+        """Of this iteration."""
+        config = self.config
+        early = self.iteration < config.first_iterations
+        return config.first_objective if early and config.first_objective else config.objective
+
+    def actor_loss_of(self, which: Tensor, unit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective on the decisions ``which`` [B], averaged over words; ``unit`` is 0 for all."""
+        config, batch = self.config, self.batch
+        assert batch is not None
+        device = next(self.actor.network.parameters()).device
+        tokens, condition = batch["tokens"][which].to(device), batch["condition"][which].to(device)
+        new, entropy, logits = self.actor.evaluate(condition, tokens)
+        old = batch["log_prob"][which].to(device)
+        here, there = logits.log_softmax(-1), batch["teacher"][which].to(device).float()
+        own = batch["own"][which].to(device).float()[:, None]  # what a person did says nothing of these words
+        each = distilled(self.objective, here, there, tokens, old, config.ratio_cap)
+        loss = (each * own).mean()
+        with torch.no_grad():
+            metrics = {
+                "entropy": entropy.mean(),
+                "reverse_kl": (here.exp() * (here - there)).sum(-1).mean(),
+                "agreement": (here.argmax(-1) == there.argmax(-1)).float().mean(),
+                "approx_kl": ((new - old).exp() - 1 - (new - old)).mean(),
+            }
+        if self.rewarded:
+            advantage = self.advantage_of(which).to(device)[:, None].expand_as(new)
+            low, high = (torch.full_like(new, value) for value in (config.clip, config.clip_high))
+            more, found = clipped_loss(new, old, advantage, low, high)
+            loss = loss + config.reward_weight * more
+            metrics |= found
+        return loss, metrics
+
+
+def distilled(objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: Tensor, cap: float) -> Tensor:
+    """What is to be made small, per word [B, N].
+
+    Args:
+        objective: of ``OBJECTIVES``.
+        here: the student's log-probabilities of every word [B, N, bins], with gradients.
+        there: the teacher's.
+        tokens: words that the student drew [B, N].
+        old: their log-probabilities when they were drawn [B, N].
+        cap: most that a drawn word counts.
+    """
+    if objective == "reverse":
+        return (here.exp() * (here - there)).sum(-1)
+    if objective == "forward":
+        return (there.exp() * (there - here)).sum(-1)
+    if objective == "hard":
+        return -here.gather(-1, there.argmax(-1, keepdim=True)).squeeze(-1)
+    drawn = here.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    wanted = there.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    weight = (drawn - old).exp().clamp(max=cap).detach()
+    return -weight * (wanted - drawn).detach() * drawn

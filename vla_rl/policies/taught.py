@@ -1,0 +1,80 @@
+"""A student whose chunks a frozen teacher scores, each from what it would have seen itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.errors import UserError
+from vla_rl.policies.base import Observation, Policy
+from vla_rl.policies.capabilities import Tokens
+from vla_rl.policies.spoken import Spoken
+
+
+class Taught(Spoken):
+    """``Spoken``, and beside each exploring decision what the teacher needs to score it.
+
+    Args:
+        base: the student's base, a policy with the ``Tokens`` capability.
+        teacher: another one.
+        **settings: as ``Spoken``.
+
+    Raises:
+        UserError: a teacher without words, or whose words mean other actions than the student's.
+    """
+
+    def __init__(self, base: Policy, teacher: Policy, **settings: Any) -> None:
+        super().__init__(base, **settings)
+        if not isinstance(teacher, Tokens):
+            raise UserError(f"teacher: {type(teacher).__name__} has no action tokens to score with")
+        self.teacher = teacher
+        ours, theirs = self.head, teacher.token_head
+        for name in ("bins", "shape"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise UserError(
+                    f"teacher: its {name} are {getattr(theirs, name)}, the student's {getattr(ours, name)}: "
+                    "distil between policies of one vocabulary and chunk"
+                )
+        words = torch.stack([torch.full((ours.count,), word) for word in (0, ours.bins - 1)])
+        here, there = self.base.actions_of_tokens(words), teacher.actions_of_tokens(words)  # type: ignore[attr-defined]
+        apart = (here - there).abs().amax((0, 1)) / (here[1] - here[0]).abs().amax(0).clamp(min=1e-9)
+        if apart.max() > 1 / ours.bins:
+            worst = int(apart.argmax())
+            raise UserError(
+                f"teacher: the same word is another action: number {worst} goes from {float(there[0, 0, worst]):.4g} to "
+                f"{float(there[1, 0, worst]):.4g} there, {float(here[0, 0, worst]):.4g} to {float(here[1, 0, worst]):.4g} in "
+                "the student: train both with the same normalisation statistics"
+            )
+        mine, other = base.spec, teacher.spec
+        self.spec = replace(
+            mine,
+            language=mine.language or other.language,
+            state_keys=tuple(dict.fromkeys(mine.state_keys + other.state_keys)),
+            image_keys=tuple(dict.fromkeys(mine.image_keys + other.image_keys)),
+        )
+
+    def act(
+        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
+    ) -> tuple[TensorDict, TensorDict]:
+        """As ``Spoken``; exploring also ``lesson``, the teacher's condition."""
+        output, state = super().act(observation, state, deterministic=deterministic)
+        if not deterministic:
+            fresh = self.teacher.initial_state(len(output))
+            output["lesson"], _ = self.teacher.encode_tokens(observation, fresh)  # type: ignore[attr-defined]
+        return output, state
+
+    @torch.no_grad()
+    def teach(self, decisions: TensorDict) -> Tensor:
+        """[B, N, bins] the teacher's log-probabilities at every word of the decisions [B], float16.
+
+        Args:
+            decisions: with ``lesson`` and ``tokens``.
+        """
+        network = self.teacher.token_head.network  # type: ignore[attr-defined]
+        device = next(network.parameters()).device
+        logits = network.logits(decisions["lesson"].to(device), decisions["tokens"].to(device))
+        return (logits / self.temperature).log_softmax(-1).half()
