@@ -178,10 +178,13 @@ def run(overrides: list[str]) -> int:
                     faults.stage = stage
             stage.kill_session()
             finish(stage, session)
+            lost, seen = lost_steps(work / "steps.f64", work / "disk/session/dataset")
+            # Kept already: whatever becomes of the training, an hour of faults is not thrown away.
+            report = report_of(results, violations(stage.contract, work), lost, seen, {"lost": 0})
+            write_json(out / "results.json", report)
             trained, kept = disturb(stage, ROBOT, dict(config.training_faults), rng, GOES_ON)
         finally:
             stage.close()
-        lost, seen = lost_steps(work / "steps.f64", work / "disk/session/dataset")
     report = report_of(results + trained, violations(stage.contract, work), lost, seen, kept)
     write_json(out / "results.json", report)
     for row in report["rows"]:

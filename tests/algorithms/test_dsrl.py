@@ -31,7 +31,14 @@ def flow():
 
 @pytest.mark.parametrize(
     ("variant", "steps", "settings"),
-    [("sac", 24_000, {"utd": 0.5}), ("na", 8000, {"utd": 1.0, "noise_updates": 2})],
+    [
+        ("sac", 24_000, {"utd": 0.5}),
+        (
+            "na",
+            8000,
+            {"utd": 1.0, "noise_updates": 2} | {"repeated": False, "magnitude": 1.5, "target_entropy": 0.0},
+        ),
+    ],
 )
 def test_learns(flow, variant, steps, settings):
     torch.manual_seed(0)

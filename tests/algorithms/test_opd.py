@@ -38,10 +38,10 @@ def test_the_student_becomes_its_teacher(student, teacher, objective):
     torch.manual_seed(0)
     algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, objective=objective, **SMALL)
     before, wanted = success_rate(algorithm.eval_policy), success_rate(OpenLoop(teacher, 4))
-    metrics = train(algorithm, 30_000 if objective == "reverse_sampled" else 10_000)
+    metrics = train(algorithm, 30_000 if objective == "reverse_sampled" else 16_000)
     after = success_rate(algorithm.eval_policy)
     assert wanted > before + 0.2, "the teacher has to be better"
-    least = 0.3 if objective == "hard" else 0.6  # hard labels end lowest, as in the paper
+    least = 0.25 if objective == "hard" else 0.5  # hard labels end lowest, as in the paper
     assert after > before + least * (wanted - before), (before, after, wanted)
     assert metrics[-1]["agreement"] > metrics[0]["agreement"]
     assert "q" not in metrics[-1] and metrics[-1]["critic_loss"] == 0
