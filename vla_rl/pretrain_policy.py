@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,14 @@ from vla_rl.pretrain_data import Samples
 
 if TYPE_CHECKING:
     from vla_rl.pretrain import PretrainConfig
+
+OURS: dict[str, Callable[..., Any]] = {
+    "smolvla_nano": nano_policy,
+    "dit_nano": nano_dit,
+    "token_nano": token_policy,
+    "token_vla": token_policy,
+}
+"""Types that are built here, with the vision-language model inside the policy's folder."""
 
 
 def features_of(samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,7 +84,7 @@ def check_type(kind: str) -> None:
 
     from vla_rl.config import nearest
 
-    known = sorted([*PreTrainedConfig.get_known_choices(), "smolvla_nano", "dit_nano", "token_nano"])
+    known = sorted({*PreTrainedConfig.get_known_choices(), *OURS})
     if not _is_folder(kind) and kind not in known:
         raise UserError(f"type={kind} is no policy type or folder: {nearest(kind, known)}")
 
@@ -93,21 +102,14 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
     from lerobot.policies.factory import get_policy_class, make_policy_config
 
     inputs, outputs = features_of(samples)
-    if config.type == "smolvla_nano":
-        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
-        policy = nano_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
-        return policy, policy.config
-    if config.type == "dit_nano":
-        shape = {"chunk_size": config.chunk_size} | (config.overrides or {})
-        policy = nano_dit(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
-        return policy, policy.config
-    if config.type in ("token_nano", "token_vla"):
+    if config.type in OURS:
         shape: dict[str, Any] = {"chunk_size": config.chunk_size} | (config.overrides or {})
         if config.type == "token_vla" and "vlm" not in shape:
             raise UserError(
                 "type=token_vla needs overrides={vlm: HUB_ID_OR_FOLDER}; token_nano needs no download"
             )
-        policy = token_policy(folder, features=(inputs, outputs), tasks=sorted(set(samples.task)), **shape)
+        tasks = sorted(set(samples.task))
+        policy = OURS[config.type](folder, features=(inputs, outputs), tasks=tasks, **shape)
         return policy, policy.config
     if _is_folder(config.type):
         return _continued(config, inputs, outputs, folder)

@@ -206,20 +206,16 @@ class Trainer:
             evaluating = next_evaluation is not None and progress.steps >= next_evaluation
             # An arm does not wait for a learner that is being started again.
             due = progress.steps >= next_checkpoint and not self._learner_starting()
+            closing = due or late or (evaluating and self.eval_env is self.env)
+            if closing:
+                self.collector.cut()
             if evaluating:
                 assert next_evaluation is not None
                 next_evaluation += run.eval_every
-                if self.eval_env is self.env:
-                    self.collector.cut()
                 pause = time.monotonic()
                 self._evaluate_midway()
                 began += time.monotonic() - pause
-                if self.eval_env is self.env and not (due or late):
-                    self.checkpoint()
-                    next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
-                    self.collector.begin()
-            if due or late:
-                self.collector.cut()
+            if closing:
                 next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
                 self.checkpoint()
                 if late:

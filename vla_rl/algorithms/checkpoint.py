@@ -65,11 +65,7 @@ def load_learner(
     Raises:
         UserError: missing or truncated files, or shapes that differ from this configuration's.
     """
-    try:
-        tensors = load_file(folder / TENSORS)
-        counters = json.loads((folder / COUNTERS).read_text())
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read checkpoint {folder} ({error}): resume from another one") from error
+    tensors, counters = _read(folder)
     for name, module in modules.items():
         try:
             module.load_state_dict(_part(tensors, f"module.{name}."))
@@ -93,11 +89,14 @@ def stored_module(folder: Path, name: str) -> dict[str, Tensor]:
     Raises:
         UserError: missing or truncated file.
     """
+    return _part(_read(folder)[0], f"module.{name}.")
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
+        return load_file(folder / TENSORS), json.loads((folder / COUNTERS).read_text())
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read checkpoint {folder} ({error}): resume from another one") from error
-    return _part(tensors, f"module.{name}.")
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ the policy of that learner draws one after the other within a decision: denoisin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,21 @@ def check_settings(config: ChunkPPOConfig) -> None:
             raise UserError(f"algorithm.{name}={getattr(config, name)} is outside 0..1")
 
 
+def base_of(base: Policy, needs: str) -> OpenLoop:
+    """``base``, which must give chunks.
+
+    Args:
+        base: of the learner.
+        needs: what it needs, for the message.
+
+    Raises:
+        UserError: it gives single actions.
+    """
+    if not isinstance(base, OpenLoop):
+        raise UserError(f"{type(base).__name__} gives no action chunks: {needs}")
+    return base
+
+
 class ChunkPPO:
     """The iteration: decisions, advantages, critic, minibatches; a subclass has the policy's loss.
 
@@ -100,7 +115,7 @@ class ChunkPPO:
 
     Args:
         config: settings.
-        actor: policy over chunks, whose ``network`` is trained.
+        make_actor: from the generator of its exploration, the policy over chunks whose ``network`` is trained.
         base: the frozen policy that it came from, with its horizon.
         env_spec: the environment's dimensions.
         num_envs: environment rows whose frames will come.
@@ -119,17 +134,18 @@ class ChunkPPO:
     def __init__(
         self,
         config: ChunkPPOConfig,
-        actor: Any,
+        make_actor: Callable[[torch.Generator], Any],
         base: OpenLoop,
         env_spec: EnvSpec,
         num_envs: int,
         device: str,
-        generators: tuple[torch.Generator, torch.Generator],
     ) -> None:
         self.config: Any = config
         self.base: Policy = base
-        self.actor = actor
-        self.generator, self.acting_generator = generators
+        seed = torch.initial_seed() % 2**31
+        self.generator = torch.Generator().manual_seed(seed)
+        self.acting_generator = torch.Generator().manual_seed(seed + 1)
+        self.actor = actor = make_actor(self.acting_generator)
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
         ).to(device)

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from vla_rl.algorithms.chunk_ppo import ChunkPPO, ChunkPPOConfig, check_settings
+from vla_rl.algorithms.chunk_ppo import ChunkPPO, ChunkPPOConfig, base_of, check_settings
 from vla_rl.algorithms.ppo import clip_schedule, clipped_loss, denoising_discount
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
 from vla_rl.policies.denoised import Denoised
-from vla_rl.policies.open_loop import OpenLoop
 
 
 @dataclass
@@ -84,27 +82,28 @@ class DPPO(ChunkPPO):
         self, config: DPPOConfig, base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu"
     ) -> None:
         _check(config)
-        if not isinstance(base, OpenLoop):
-            raise UserError(
-                f"{type(base).__name__} gives no action chunks: DPPO needs a diffusion or flow policy"
-            )
-        seed = torch.initial_seed() % 2**31
-        generators = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-        actor = Denoised(
-            base.base,
-            steps=config.denoising_steps,
-            trained=config.trained_steps,
-            eta=config.eta,
-            min_std=config.min_std,
-            max_noise=config.max_noise,
-            correlation=config.noise_correlation,
-            executed=base.horizon,
-            generator=generators[1],
+        chunks = base_of(base, "DPPO needs a diffusion or flow policy")
+        super().__init__(
+            config,
+            lambda generator: Denoised(
+                chunks.base,
+                steps=config.denoising_steps,
+                trained=config.trained_steps,
+                eta=config.eta,
+                min_std=config.min_std,
+                max_noise=config.max_noise,
+                correlation=config.noise_correlation,
+                executed=chunks.horizon,
+                generator=generator,
+            ),
+            chunks,
+            env_spec,
+            num_envs,
+            device,
         )
         if config.compile:
-            actor.compile()
-        super().__init__(config, actor, base, env_spec, num_envs, device, generators)
-        self.units = actor.trained
+            self.actor.compile()
+        self.units = self.actor.trained
         self.clips = clip_schedule(self.units, config.clip_first, config.clip, config.clip_rate)
         self.weights = denoising_discount(self.units, config.denoising_gamma)
 

@@ -13,17 +13,16 @@ word, S the student and T the teacher:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vla_rl.algorithms.chunk_ppo import ChunkPPO, check_settings
-from vla_rl.algorithms.ppo import clipped_loss
-from vla_rl.algorithms.token_ppo import TokenPPOConfig
+from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
+from vla_rl.policies.action_tokens import kl
 from vla_rl.policies.base import Policy
-from vla_rl.policies.open_loop import OpenLoop
 from vla_rl.policies.taught import Taught
 
 OBJECTIVES = ("reverse", "reverse_sampled", "forward", "hard")
@@ -34,7 +33,8 @@ TEACHER_BATCH = 256
 
 @dataclass
 class OPDConfig(TokenPPOConfig):
-    """Settings, with those of ``TokenPPOConfig``, whose clipping and critic count only with ``reward_weight``.
+    """Settings, with those of ``TokenPPOConfig``, whose clipping, ratio and critic count only with ``reward_weight``, ``entropy`` and
+    ``base_kl`` not at all.
 
     Attributes:
         objective: see the module's docstring.
@@ -49,6 +49,7 @@ class OPDConfig(TokenPPOConfig):
     epochs: int = 2
     critic_updates: int = 0
     actor_lr: float = 1e-4
+    ratio: str = "token"
     objective: str = "reverse"
     first_objective: str | None = None
     first_iterations: int = 0
@@ -56,7 +57,7 @@ class OPDConfig(TokenPPOConfig):
     ratio_cap: float = 2.0
 
 
-class OPD(ChunkPPO):
+class OPD(TokenPPO):
     """See the module's docstring.
 
     Args:
@@ -71,6 +72,8 @@ class OPD(ChunkPPO):
         UserError: a policy without action tokens, a teacher whose words mean other actions, or a setting that does not fit.
     """
 
+    needs = "distillation needs a token policy"
+
     def __init__(
         self,
         config: OPDConfig,
@@ -80,26 +83,15 @@ class OPD(ChunkPPO):
         num_envs: int,
         device: str = "cpu",
     ) -> None:
-        check_settings(config)
         for name in (config.objective, config.first_objective or config.objective):
             if name not in OBJECTIVES:
                 raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
-        if not isinstance(base, OpenLoop):
-            raise UserError(
-                f"{type(base).__name__} gives no action chunks: distillation needs a token policy"
-            )
-        seed = torch.initial_seed() % 2**31
-        generators = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-        actor = Taught(
-            base.base,
-            teacher,
-            temperature=config.temperature,
-            executed=base.horizon,
-            generator=generators[1],
-        )
-        super().__init__(config, actor, base, env_spec, num_envs, device, generators)
-        self.rewarded = config.reward_weight > 0
-        self.learns_value = self.rewarded
+        self._teacher = teacher
+        super().__init__(config, base, env_spec, num_envs, device)
+        self.learns_value = config.reward_weight > 0
+
+    def _speaker(self, base: Policy, **settings: Any) -> Taught:
+        return Taught(base, self._teacher, **settings)
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -119,25 +111,20 @@ class OPD(ChunkPPO):
         """The objective on the decisions ``which`` [B], averaged over words; ``unit`` is 0 for all."""
         config, batch = self.config, self.batch
         assert batch is not None
-        device = next(self.actor.network.parameters()).device
-        tokens, condition = batch["tokens"][which].to(device), batch["condition"][which].to(device)
-        new, entropy, logits = self.actor.evaluate(condition, tokens)
-        old = batch["log_prob"][which].to(device)
-        here, there = logits.log_softmax(-1), batch["teacher"][which].to(device).float()
-        own = batch["own"][which].to(device).float()[:, None]  # what a person did says nothing of these words
+        tokens, old, new, entropy, logits = self.said(which)
+        here, there = logits.log_softmax(-1), batch["teacher"][which].to(logits)
+        own = batch["own"][which].to(logits)[:, None]  # what a person did says nothing of these words
         each = distilled(self.objective, here, there, tokens, old, config.ratio_cap)
         loss = (each * own).mean()
         with torch.no_grad():
             metrics = {
                 "entropy": entropy.mean(),
-                "reverse_kl": (here.exp() * (here - there)).sum(-1).mean(),
+                "reverse_kl": kl(here, there).mean(),
                 "agreement": (here.argmax(-1) == there.argmax(-1)).float().mean(),
                 "approx_kl": ((new - old).exp() - 1 - (new - old)).mean(),
             }
-        if self.rewarded:
-            advantage = self.advantage_of(which).to(device)[:, None].expand_as(new)
-            low, high = (torch.full_like(new, value) for value in (config.clip, config.clip_high))
-            more, found = clipped_loss(new, old, advantage, low, high)
+        if config.reward_weight:
+            more, found = self.rewarded_loss(which, old, new)
             loss = loss + config.reward_weight * more
             metrics |= found
         return loss, metrics
@@ -155,9 +142,9 @@ def distilled(objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: 
         cap: most that a drawn word counts.
     """
     if objective == "reverse":
-        return (here.exp() * (here - there)).sum(-1)
+        return kl(here, there)
     if objective == "forward":
-        return (there.exp() * (there - here)).sum(-1)
+        return kl(there, here)
     if objective == "hard":
         return -here.gather(-1, there.argmax(-1, keepdim=True)).squeeze(-1)
     drawn = here.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vla_rl.algorithms.chunk_ppo import ChunkPPO, ChunkPPOConfig, check_settings
+from vla_rl.algorithms.chunk_ppo import ChunkPPO, ChunkPPOConfig, base_of, check_settings
 from vla_rl.algorithms.ppo import clipped_loss
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
-from vla_rl.policies.open_loop import OpenLoop
 from vla_rl.policies.spoken import Spoken
 
 RATIOS = ("token", "action", "chunk")
@@ -61,6 +61,8 @@ class TokenPPO(ChunkPPO):
         UserError: a base without action tokens, or a setting that does not fit.
     """
 
+    needs = "token PPO needs a token policy"
+
     def __init__(
         self, config: TokenPPOConfig, base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu"
     ) -> None:
@@ -71,32 +73,50 @@ class TokenPPO(ChunkPPO):
             raise UserError(
                 f"algorithm.clip={config.clip} clip_high={config.clip_high}: 0 < clip < 1, 0 < clip_high"
             )
-        if not isinstance(base, OpenLoop):
-            raise UserError(f"{type(base).__name__} gives no action chunks: token PPO needs a token policy")
-        seed = torch.initial_seed() % 2**31
-        generators = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-        actor = Spoken(
-            base.base, temperature=config.temperature, executed=base.horizon, generator=generators[1]
+        chunks = base_of(base, self.needs)
+        super().__init__(
+            config,
+            lambda generator: self._speaker(
+                chunks.base, temperature=config.temperature, executed=chunks.horizon, generator=generator
+            ),
+            chunks,
+            env_spec,
+            num_envs,
+            device,
         )
-        super().__init__(config, actor, base, env_spec, num_envs, device, generators)
+
+    def _speaker(self, base: Policy, **settings: Any) -> Spoken:
+        """The policy that acts and learns."""
+        return Spoken(base, **settings)
+
+    def said(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of the decisions ``which`` [B]: tokens [B, N], their log-probability when drawn and now, entropy, logits now."""
+        assert self.batch is not None
+        device = next(self.actor.network.parameters()).device
+        tokens = self.batch["tokens"][which].to(device)
+        new, entropy, logits = self.actor.evaluate(self.batch["condition"][which].to(device), tokens)
+        return tokens, self.batch["log_prob"][which].to(device), new, entropy, logits
+
+    def rewarded_loss(self, which: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective of the decisions ``which`` [B], for words ``old`` and ``new`` [B, N] likely."""
+        config = self.config
+        parts = {"token": new.shape[1], "action": self.actor.executed, "chunk": 1}[config.ratio]
+        old, new = (each.view(len(new), parts, -1).sum(2) for each in (old, new))
+        advantage = self.advantage_of(which).to(new.device)[:, None].expand_as(new)
+        low, high = (torch.full_like(new, value) for value in (config.clip, config.clip_high))
+        return clipped_loss(new, old, advantage, low, high)
 
     def actor_loss_of(self, which: Tensor, unit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's loss on the decisions ``which`` [B]; ``unit`` is 0 for all."""
-        config, batch = self.config, self.batch
-        assert batch is not None
-        device = next(self.actor.network.parameters()).device
-        tokens, condition = batch["tokens"][which].to(device), batch["condition"][which].to(device)
-        new, entropy, logits = self.actor.evaluate(condition, tokens)
-        parts = {"token": new.shape[1], "action": self.actor.executed, "chunk": 1}[config.ratio]
-        new = new.view(len(new), parts, -1).sum(2)
-        old = batch["log_prob"][which].to(device).view(len(new), parts, -1).sum(2)
-        advantage = self.advantage_of(which).to(device)[:, None].expand_as(new)
-        low, high = (torch.full_like(new, value) for value in (config.clip, config.clip_high))
-        loss, metrics = clipped_loss(new, old, advantage, low, high)
+        config = self.config
+        tokens, old, new, entropy, logits = self.said(which)
+        loss, metrics = self.rewarded_loss(which, old, new)
         metrics["entropy"] = entropy.detach().mean()
         if config.entropy:
             loss = loss - config.entropy * entropy.mean()
         if config.base_kl:
+            assert self.batch is not None
+            condition = self.batch["condition"][which].to(tokens.device)
             divergence = self.actor.from_base(logits, condition, tokens).mean()
             loss = loss + config.base_kl * divergence
             metrics["base_kl"] = divergence.detach()

@@ -23,6 +23,11 @@ def log_probs_of(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tu
     return chosen, -(scaled.exp() * scaled).sum(-1)
 
 
+def kl(here: Tensor, there: Tensor) -> Tensor:
+    """[...] divergence KL(here || there) of log-probabilities [..., bins], exact over the words."""
+    return (here.exp() * (here - there)).sum(-1)
+
+
 def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
     """A token [B] per row of ``logits`` [B, bins]; the likeliest at temperature 0.
 

@@ -39,6 +39,14 @@ SPECIAL = (
 """SmolVLM's special tokens."""
 
 
+def refuse_unknown(kind: str, settings: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ``UserError`` for the first of ``settings`` that is none of ``known``, with the nearest."""
+    for name in settings:
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:5])
+            raise UserError(f"{kind} has no setting {name}: did you mean {close}?")
+
+
 def build_tokenizer(extra: Iterable[str] = ()) -> Any:
     """A byte-level BPE tokenizer over ``CORPUS`` and ``extra`` sentences, with SmolVLM's special tokens."""
     from transformers import PreTrainedTokenizerFast
@@ -232,10 +240,7 @@ def nano_policy(
 
     inputs = features[0]
     known = ["flow_steps", *VLM_SETTINGS, *(f.name for f in fields(SmolVLAConfig))]
-    for name in settings:
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:5])
-            raise UserError(f"smolvla_nano has no setting {name}: did you mean {close}?")
+    refuse_unknown("smolvla_nano", settings, known)
     sizes = {f.shape for f in inputs.values() if f.type.name == "VISUAL"}
     patch = settings.get("patch", 16)
     if len(sizes) != 1 or STATE not in inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from vla_rl.errors import UserError
 from vla_rl.keys import STATE
 from vla_rl.policies.inside import CLIP_FOLDER
-from vla_rl.policies.nano import train_bpe
+from vla_rl.policies.nano import refuse_unknown, train_bpe
 
 CLIP_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch")
 """Settings of ``build_clip`` that change the size of the model."""
@@ -119,10 +118,7 @@ def nano_dit(
 
     inputs, outputs = features
     known = [*CLIP_SETTINGS, *(f.name for f in fields(MultiTaskDiTConfig))]
-    for name in settings:
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:5])
-            raise UserError(f"dit_nano has no setting {name}: did you mean {close}?")
+    refuse_unknown("dit_nano", settings, known)
     sizes = {f.shape[1:] for f in inputs.values() if f.type.name == "VISUAL"}
     patch = settings.get("patch", 16)
     if len(sizes) > 1 or STATE not in inputs:

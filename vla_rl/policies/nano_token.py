@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from vla_rl.errors import UserError
 from vla_rl.policies.inside import VLM_FOLDER
-from vla_rl.policies.nano import train_bpe
+from vla_rl.policies.nano import refuse_unknown, train_bpe
 
 VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch")
 """Settings of ``build_internvl`` that change the size of the model."""
@@ -108,10 +107,7 @@ def token_policy(
 
     inputs, outputs = features
     known = [*VLM_SETTINGS, *(f.name for f in fields(TokenVLAConfig))]
-    for name in settings:
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:5])
-            raise UserError(f"token_vla has no setting {name}: did you mean {close}?")
+    refuse_unknown("token_vla", settings, known)
     sizes = {f.shape for f in inputs.values() if f.type.name == "VISUAL"}
     if not sizes:
         raise UserError(f"token_vla needs a camera; the inputs are {', '.join(inputs)}")

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
-from vla_rl.policies.action_tokens import log_probs_of
+from vla_rl.policies.action_tokens import kl, log_probs_of
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Tokens
 from vla_rl.policies.token_head import HAVE_TOKENS
@@ -91,5 +91,4 @@ class Spoken:
         """[B, N] divergence of ``logits`` from the frozen base's, exact over the words."""
         with torch.no_grad():
             there = (self.head.network.logits(condition, tokens) / self.temperature).log_softmax(-1)
-        here = logits.log_softmax(-1)
-        return (here.exp() * (here - there)).sum(-1)
+        return kl(logits.log_softmax(-1), there)

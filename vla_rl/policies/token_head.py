@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla_rl.errors import UserError
 from vla_rl.policies.action_tokens import actions_of, tokens_of
+from vla_rl.policies.token_vla.network import choose_trained
 
 HAVE_TOKENS = ("token_vla",)
 """Policy types that act by words."""
@@ -57,16 +58,8 @@ class TokenHead:
         return tokens_of(chunks, self.bins).flatten(1)
 
     def copy(self) -> Any:
-        """A network of its own with the same weights; trains what the original's type trains."""
-        trains = [p.requires_grad for p in self.network.parameters()]
+        """A network of its own with the same weights; trains what cloning trains."""
         network = copy.deepcopy(self.network)
-        lora = bool(self.model.config.lora_rank)
-        frozen = self.model.config.freeze_vision
-        for (name, parameter), trained in zip(network.named_parameters(), trains, strict=True):
-            # A policy that was loaded to act is frozen altogether: its configuration says what learns.
-            vision = frozen and any(
-                part in name for part in ("vision_tower", "multi_modal_projector", "connector")
-            )
-            adapter = not lora or "lora_" in name or "embed_tokens" in name or "lm_head" in name
-            parameter.requires_grad_(trained or (adapter and not vision))
+        # A policy that was loaded to act is frozen altogether: its configuration says what learns.
+        choose_trained(network, self.model.config)
         return network

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vla_rl.keys import ACTION, STATE
 from vla_rl.policies.action_tokens import actions_of, tokens_of
 from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
-from vla_rl.policies.token_vla.network import TokenNetwork
+from vla_rl.policies.token_vla.network import TokenNetwork, choose_trained
 
 WORDS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 """LeRobot's keys of the tokenized prompt."""
@@ -42,10 +42,7 @@ class TokenVLAPolicy(PreTrainedPolicy):
         )
         if config.lora_rank:
             _adapt(self.network, config.lora_rank)
-        if config.freeze_vision:
-            for name, parameter in self.network.named_parameters():
-                if "vision_tower" in name or "multi_modal_projector" in name or "connector" in name:
-                    parameter.requires_grad_(False)
+        choose_trained(self.network, config)
         action: Any = config.action_feature
         self.shape = (config.chunk_size, action.shape[0])
         self.reset()
@@ -109,12 +106,8 @@ def _own_size(vlm: Any) -> int:
 
 
 def _adapt(network: TokenNetwork, rank: int) -> None:
-    """Low-rank adapters on the language model's linear layers; the new words and the rest of the adapter stay trainable."""
+    """Low-rank adapters on the language model's linear layers."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    for parameter in network.vlm.parameters():
-        parameter.requires_grad_(False)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), network.language)
-    for layer in (network.vlm.get_input_embeddings(), network.vlm.get_output_embeddings()):
-        layer.weight.requires_grad_(True)  # the words are new

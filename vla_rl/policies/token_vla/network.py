@@ -152,6 +152,21 @@ class TokenNetwork(nn.Module):
         return TensorDict(parts, batch_size=[len(prefix)])
 
 
+VISION = ("vision_tower", "multi_modal_projector", "connector")
+"""Parts of the names of what looks, in transformers' models."""
+
+NEW = ("lora_", "embed_tokens", "lm_head", "state_token")
+"""Parts of the names of what is new, beside a model that low-rank adapters leave as it is: its words are, too."""
+
+
+def choose_trained(network: nn.Module, config: Any) -> None:
+    """Gradients for what ``lora_rank`` and ``freeze_vision`` of a ``TokenVLAConfig`` let learn."""
+    for name, parameter in network.named_parameters():
+        new = not config.lora_rank or any(part in name for part in NEW)
+        kept = config.freeze_vision and any(part in name for part in VISION)
+        parameter.requires_grad_(new and not kept)
+
+
 def _positions(mask: Tensor) -> Tensor:
     """Place of each token among those that are there."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
