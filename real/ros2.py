@@ -107,24 +107,27 @@ class Link:
         self.streams: dict[str, Latest] = {}
         self._problems: dict[str, str] = {}
         self._parameters: dict[str, Any] = {}
+        self._closing = threading.Event()
+        self._spinning: list[tuple[Any, threading.Thread]] = []
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self._threads = [self._spin(self.executor, f"{name}-executor")]
+        self._spin(self.executor, f"{name}-executor")
         self.timekeeper = self._keep_time(f"{name}_clock") if self.simulated_time else self.node
         """Whose clock this is: under simulated time a node of its own, which no callback here holds up."""
 
-    def _spin(self, executor: Any, name: str) -> threading.Thread:
+    def _spin(self, executor: Any, name: str) -> None:
         from rclpy.executors import ExternalShutdownException
 
         def spin() -> None:
             try:
-                executor.spin()
+                while self.context.ok() and not self._closing.is_set():
+                    executor.spin_once()
             except ExternalShutdownException:
                 pass
 
         thread = threading.Thread(target=spin, name=name, daemon=True)
+        self._spinning.append((executor, thread))
         thread.start()
-        return thread
 
     def _keep_time(self, name: str) -> Any:
         from rclpy.executors import SingleThreadedExecutor
@@ -138,9 +141,9 @@ class Link:
             start_parameter_services=False,
             enable_rosout=False,
         )
-        self._clock_executor = SingleThreadedExecutor(context=self.context)
-        self._clock_executor.add_node(node)
-        self._threads.append(self._spin(self._clock_executor, name))
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(node)
+        self._spin(executor, name)
         return node
 
     @property
@@ -313,16 +316,19 @@ class Link:
         from rclpy.action import ActionClient, ActionServer
 
         if self.context.ok():
-            self.executor.shutdown(timeout_sec=1.0)
+            # An executor's own shutdown waits for nobody: what it destroys, a callback under way would still use.
+            self._closing.set()
+            for executor, thread in self._spinning:
+                executor.create_task(lambda: None)  # wakes it
+                if thread is not threading.current_thread():
+                    thread.join(2.0)
+                executor.shutdown(timeout_sec=1.0)
             if self.timekeeper is not self.node:
-                self._clock_executor.shutdown(timeout_sec=1.0)
                 self.timekeeper.destroy_node()
             for action in [w for w in self.node.waitables if isinstance(w, (ActionClient, ActionServer))]:
                 action.destroy()  # the node does not, and its participant would stay
             self.node.destroy_node()
             self.context.try_shutdown()
-        for thread in self._threads:
-            thread.join(2.0)
 
 
 class Ticker:

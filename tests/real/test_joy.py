@@ -10,7 +10,6 @@ from tensordict import TensorDict
 
 from real.robot_env import RobotFault
 from real.ros2 import Link
-from real.safety_node import RESET
 from real.teleop.joy import Joy
 from vla_rl.errors import UserError
 from vla_rl.keys import STATE
@@ -145,11 +144,10 @@ def test_a_pad_that_vanishes_while_it_steers_keeps_the_policy_away(env, pad, joy
     assert not steps[-1][0]["intervention"].item()  # released: the policy's turn again
 
 
-def test_the_stop_button_latches(env, pad, joy):
+def test_the_stop_button_latches(env, pad, joy, reset):
     with pytest.raises(RobotFault, match="stop button"):
         drive(env, Intervened(Up(env), joy), pad, [((), REST)] * 2 + [(("stop",), REST)] + [((), REST)] * 30)
-    time.sleep(1.0)
-    env.link.pull(RESET, 10.0)
+    reset(env.link)
     time.sleep(0.3)
 
 

@@ -7,7 +7,6 @@ import pytest
 from test_joy import Up
 
 from real.robot_env import RobotFault
-from real.safety_node import RESET
 from real.teleop.keyboard import Keyboard
 from vla_rl.errors import UserError
 from vla_rl.policies.intervened import Intervened
@@ -64,11 +63,10 @@ def test_keys_end_the_episode(env, keys, key, outcome):
     assert info["discarded"].item() == (outcome == "discarded")
 
 
-def test_space_stops(env, keys):
+def test_space_stops(env, keys, reset):
     with pytest.raises(RobotFault, match="stop button"):
         drive(env, keys, ["", " "] + [""] * 30)
-    time.sleep(1.0)
-    env.link.pull(RESET, 10.0)
+    reset(env.link)
 
 
 def test_without_a_terminal_it_says_so(env):

@@ -82,7 +82,7 @@ def test_a_frozen_camera_holds_the_arm_and_ends_the_episode_if_it_stays(env, mon
     env.step(still)
 
 
-def test_a_stopped_arm_says_so_and_is_not_started_again_by_a_reset(env):
+def test_a_stopped_arm_says_so_and_is_not_started_again_by_a_reset(env, reset):
     env.reset(seed=1)
     env.link.pull(STOP)
     with pytest.raises(RobotFault, match="stopped: stop service"):
@@ -90,8 +90,7 @@ def test_a_stopped_arm_says_so_and_is_not_started_again_by_a_reset(env):
             env.step(torch.zeros(1, 4))
     with pytest.raises(RobotFault, match=RESET):
         env.reset(seed=1)
-    time.sleep(1.0)
-    env.link.pull(RESET, 10.0)
+    reset(env.link)
     time.sleep(0.3)
     env.reset(seed=1)
 

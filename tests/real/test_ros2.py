@@ -1,5 +1,6 @@
 """Streams, services and what is said when they do not come."""
 
+import threading
 import time
 
 import pytest
@@ -55,6 +56,31 @@ def test_best_effort_and_reliable_publishers_are_heard(links, reliable):
         publisher.publish(Bool(data=True))
         stream.wait(0, 0.05)
     assert stream.newest.message.data
+
+
+def test_it_closes_quietly_while_messages_come(links, monkeypatch):
+    """rclpy's executor, shut down from another thread, destroys what a callback under way still uses."""
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+    publisher, over = links("there").publisher("/flag", Bool), threading.Event()
+
+    def talk():
+        while not over.wait(0.0005):
+            publisher.publish(Bool())
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        for _ in range(40):
+            here = Link("here")
+            try:
+                assert here.listen("/flag", Bool).wait(0, 10.0)
+            finally:
+                here.close()
+    finally:
+        over.set()
+        talker.join()
+    assert not raised
 
 
 def test_a_subscriber_that_wants_more_than_we_give_is_reported(links):

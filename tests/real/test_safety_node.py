@@ -77,14 +77,15 @@ class Driver:
 
 
 @pytest.fixture
-def driver(robot):
+def driver(robot, reset):
     driver = Driver()
-    if "stopped" in describe(driver.state):
-        driver.settle()
-        driver.link.pull(RESET, 10.0)
-    driver.go(HOME)
-    yield driver
-    driver.link.close()
+    try:
+        if "stopped" in describe(driver.state):
+            reset(driver.link)
+        driver.go(HOME)
+        yield driver
+    finally:
+        driver.link.close()
 
 
 def test_it_follows_targets_and_holds_without_them(driver):
@@ -108,7 +109,7 @@ def test_what_is_old_from_the_future_not_finite_or_incomplete_is_refused(driver)
 
 
 @pytest.mark.parametrize("how", ["service", "button"])
-def test_a_stop_is_latched_until_reset(driver, how):
+def test_a_stop_is_latched_until_reset(driver, reset, how):
     driver.swing(1.2)
     if how == "service":
         driver.link.pull(STOP)
@@ -120,7 +121,7 @@ def test_a_stop_is_latched_until_reset(driver, how):
     driver.swing(0.5)
     assert describe(driver.state)[0] == "stopped"
     assert np.abs(driver.where() - stopped).max() < 0.005
-    driver.link.pull(RESET)
+    reset(driver.link)
     driver.wait_for("hold")
     driver.swing(0.5)
     assert np.abs(driver.where() - stopped).max() > 0.02
@@ -149,7 +150,7 @@ def test_a_silent_arm_is_held_and_a_dead_controller_stops(driver, parameter, val
         assert describe(driver.state)[0] == "run"
 
 
-def test_an_arm_that_comes_back_elsewhere_is_not_dragged(driver, robot):
+def test_an_arm_that_comes_back_elsewhere_is_not_dragged(driver, reset, robot):
     driver.go(HOME + np.array([0.0, 0.4, 0.0, 0.4, 0.0, 0.0, 0.0]))
     robot.kill("sim_arm")
     driver.wait_for("hold", "joint states are")
@@ -159,7 +160,7 @@ def test_an_arm_that_comes_back_elsewhere_is_not_dragged(driver, robot):
     time.sleep(1.5)  # the arm writes its log every second
     rows = np.fromfile(robot.log).reshape(-1, 24)[before:]
     assert len(rows) and np.abs(rows[:, 15:22]).max() < 0.1
-    driver.link.pull(RESET, 10.0)
+    reset(driver.link)
 
 
 def test_shuffled_joints_make_no_difference(driver):
@@ -182,7 +183,7 @@ def test_a_second_safety_node_is_refused(robot, tmp_path):
         raise UserError((tmp_path / "second.log").read_text())
 
 
-def test_another_commander_stops_the_arm_until_it_has_gone(driver):
+def test_another_commander_stops_the_arm_until_it_has_gone(driver, reset):
     rogue = Link("rogue")
     try:
         rogue.publisher(CONTRACT.command.topic, JointTrajectory)
@@ -195,12 +196,7 @@ def test_another_commander_stops_the_arm_until_it_has_gone(driver):
     finally:
         rogue.close()
     driver.wait_for("stopped")
-    until = time.monotonic() + 10
-    while describe(driver.state)[0] == "stopped" and time.monotonic() < until:
-        try:
-            driver.link.pull(RESET, 10.0)
-        except UserError:
-            time.sleep(0.1)  # not yet known to be gone
+    reset(driver.link)  # refused until it is known to be gone
     driver.wait_for("hold")
 
 
@@ -222,14 +218,14 @@ def test_after_a_pause_of_its_process_the_commands_are_no_faster_than_their_velo
     assert np.abs(periods[periods < 1.5] - 1).max() < 0.0051
 
 
-def test_a_killed_safety_node_leaves_the_arm_at_rest_and_no_limit_was_ever_exceeded(driver, robot):
+def test_a_killed_safety_node_leaves_the_arm_at_rest_and_no_limit_was_ever_exceeded(driver, reset, robot):
     driver.swing(1.2)
     robot.kill("safety")
     time.sleep(1.0)
     assert driver.speed().max() < 0.01
     robot.start("safety", safety("sim_arm"))
     driver.wait_for("stopped", "not started")
-    driver.link.pull(RESET, 10.0)
+    reset(driver.link)
     time.sleep(1.5)  # the arm writes its log every second
     rows = np.fromfile(robot.log).reshape(-1, 24)
     joints, velocity = rows[:, 8:15], rows[:, 15:22]

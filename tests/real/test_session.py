@@ -6,31 +6,16 @@ import time
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus
 
 from real.mcap_log import read_log
 from real.replay import compare
-from real.ros2 import Link
-from real.safety_node import RESET, STATE, STOP, describe
+from real.safety_node import RESET, STOP
 from vla_rl.cli import main
 from vla_rl.data.dataset import load_episodes
-from vla_rl.keys import ACTION
-from vla_rl.keys import STATE as PROPRIOCEPTION
+from vla_rl.keys import ACTION, STATE
 
 
-@pytest.fixture
-def ready(robot):
-    link = Link("janitor")
-    state = link.listen(STATE, DiagnosticStatus)
-    state.wait(0, 20.0)
-    time.sleep(0.5)
-    if describe(state)[0] == "stopped":
-        link.pull(RESET, 10.0)
-    yield link
-    link.close()
-
-
-def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
+def test_a_session_that_the_robot_stops_is_gone_on_with(janitor, reset, tmp_path, capfd):
     out = tmp_path / "session"
     command = ["robot", "session", "policy=expert", "episodes=2", f"out={out}", "env.max_episode_steps=60"]
     command.append("env.stop_patience=0")
@@ -40,7 +25,7 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
         while not any((out / "dataset.recording" / "live").glob("*.steps")) and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.5)
-        ready.pull(STOP, 30.0)
+        janitor.pull(STOP, 30.0)
 
     stopper = threading.Thread(target=stop_in_the_middle)
     stopper.start()
@@ -51,7 +36,7 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     assert main(command) == 1  # nothing clears a stop but its reset
     assert RESET in capfd.readouterr().out
     time.sleep(0.5)
-    ready.pull(RESET, 10.0)
+    reset(janitor)
     time.sleep(0.3)
     assert main(command) == 0
     episodes = load_episodes(out / "dataset")
@@ -66,7 +51,7 @@ def test_a_session_that_the_robot_stops_is_gone_on_with(ready, tmp_path, capfd):
     topics = {topic for topic, _, _ in read_log(logs[-1])}
     assert {"/joint_states", "/vla_rl/target", "/agentview/image_raw/compressed", "/cube/pose"} <= topics
     for episode in episodes:
-        assert episode.data[ACTION].shape[1] == 4 and episode.data[PROPRIOCEPTION].shape[1] == 11
+        assert episode.data[ACTION].shape[1] == 4 and episode.data[STATE].shape[1] == 11
     assert main(command) == 0  # complete: nothing moves again
     # the policy that played it, given what it saw, does the same again
     assert main(["robot", "replay", f"session={out}", "policy=expert"]) == 0

@@ -56,14 +56,14 @@ def test_a_stop_costs_the_episode_and_waits_for_a_person(env, monkeypatch, capfd
     assert "vla-rl robot reset" in said and "reset; it was stopped" in said
 
 
-def test_nobody_comes(env, monkeypatch):
+def test_nobody_comes(env, monkeypatch, reset):
     monkeypatch.setattr(env, "stop_patience", 0.5)
     env.reset(seed=1)
     env.link.pull(STOP)
     play_until_over(env)
     with pytest.raises(RobotFault, match=f"(?s){RESET}.*Nobody has in 0.5 s"):
         env.reset(seed=2)
-    env.link.pull(RESET, 10.0)
+    reset(env.link)
     time.sleep(0.3)
 
 
