@@ -143,7 +143,7 @@ def test_bad_settings(student, teacher, settings, says):
         opd(OpenLoop(student, 4), SPEC, 4, **(SMALL | {"teacher": teacher} | settings))
 
 
-def test_resume_is_bit_exact(student, teacher, tmp_path):
+def test_resume_is_bit_exact_and_what_was_learned_acts_alone(student, teacher, tmp_path):
     torch.manual_seed(0)
     first = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **SMALL)
     train(first, 2000)
@@ -156,3 +156,6 @@ def test_resume_is_bit_exact(student, teacher, tmp_path):
         train(again, 4000)
         found.append(list(again.actor.network.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    alone = opd(OpenLoop(student, 4), SPEC, 16, teacher=False, **SMALL)  # acts without the teacher
+    alone.load(tmp_path / "a", replay=False)
+    assert success_rate(alone.eval_policy) == success_rate(first.eval_policy)

@@ -165,12 +165,17 @@ class ChunkPPO:
         )
         self.critic_loss = torch.zeros(())
         self.decisions = Decisions(num_envs, self.encoder.keys)
-        self.policy = OpenLoop(actor, base.horizon, on_decision=self.decisions.decided)
+        self.explore(actor)
         self.eval_policy = OpenLoop(actor, base.horizon)
         self.rewards = RewardScale(num_envs)
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None
         self.order: list[Tensor] = []
+
+    def explore(self, policy: Policy) -> None:
+        """Collect with ``policy``: the actor, perhaps with a teacher beside it."""
+        assert isinstance(self.base, OpenLoop)
+        self.policy = OpenLoop(policy, self.base.horizon, on_decision=self.decisions.decided)
 
     # ---- data -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
 from vla_rl.policies.denoised import Denoised
+from vla_rl.policies.step import Step
 
 
 @dataclass
@@ -119,8 +120,23 @@ class DPPO(ChunkPPO):
         advantage = self.advantage_of(which) * self.weights[unit]
         old, clip = batch["log_prob"][which, unit].to(device), self.clips[unit].to(device)
         loss, metrics = clipped_loss(new, old, advantage.to(device), clip)
+        more, found = self.beside(now, which, unit, (new - old).exp())
+        loss, metrics = loss + more, metrics | found
         if config.base_kl:
             divergence = self.actor.from_base(now, x, absolute, condition)
             loss = loss + config.base_kl * divergence
             metrics["base_kl"] = divergence.detach()
         return loss, metrics
+
+    def beside(
+        self, now: Step, which: Tensor, unit: Tensor, ratio: Tensor
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What is made small beside PPO's loss, and its metrics: nothing here.
+
+        Args:
+            now: what the pairs' steps are drawn from [B].
+            which: decisions [B].
+            unit: trained steps [B].
+            ratio: of probabilities, now to when drawn [B].
+        """
+        return 0.0, {}

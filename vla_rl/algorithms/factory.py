@@ -11,6 +11,7 @@ from vla_rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
 from vla_rl.algorithms.opd import OPD, OPDConfig
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.algorithms.rlpd import RLPD, RLPDConfig
+from vla_rl.algorithms.rpd import RPD, RPDConfig
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.config import typed
 from vla_rl.environment import EnvSpec
@@ -58,12 +59,30 @@ def opd(
     teacher: Any = None,
     **settings: Any,
 ) -> OPD:
-    """On-policy distillation of a token policy; ``teacher`` is a policy, or its ``path`` and ``device``."""
+    """On-policy distillation of a token policy; ``teacher`` is a policy, its ``path`` and ``device``, or False: only to act."""
     if teacher is None or isinstance(teacher, Mapping):
         from vla_rl.policies.load import load_teacher
 
         teacher = load_teacher(teacher)
+    teacher = None if teacher is False else teacher
     return OPD(typed(OPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
+
+
+def rpd(
+    base: Policy,
+    env_spec: EnvSpec,
+    num_envs: int,
+    device: str = "cpu",
+    teacher: Any = None,
+    **settings: Any,
+) -> RPD:
+    """PPO with a teacher's action in the loss; ``teacher`` is a policy, its ``path`` or ``address``, or False: only to act."""
+    if teacher is None or isinstance(teacher, Mapping):
+        from vla_rl.policies.load import load_adviser
+
+        teacher = load_adviser(teacher, env_spec)
+    teacher = None if teacher is False else teacher
+    return RPD(typed(RPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
 
 
 def dsrl(base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any) -> DSRL:

@@ -13,7 +13,6 @@ word, S the student and T the teacher:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +62,8 @@ class OPD(TokenPPO):
     Args:
         config: settings.
         base: ``OpenLoop`` over the student, a policy with action tokens; a copy learns.
-        teacher: a policy with action tokens of the same vocabulary and normalisation; frozen.
+        teacher: a policy with action tokens of the same vocabulary and normalisation, frozen; None = only to act with what
+            was learned.
         env_spec: the environment's dimensions.
         num_envs: environment rows whose frames will come.
         device: of the critic; the policies are where they were loaded.
@@ -78,7 +78,7 @@ class OPD(TokenPPO):
         self,
         config: OPDConfig,
         base: Policy,
-        teacher: Policy,
+        teacher: Policy | None,
         env_spec: EnvSpec,
         num_envs: int,
         device: str = "cpu",
@@ -86,17 +86,16 @@ class OPD(TokenPPO):
         for name in (config.objective, config.first_objective or config.objective):
             if name not in OBJECTIVES:
                 raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
-        self._teacher = teacher
         super().__init__(config, base, env_spec, num_envs, device)
         self.learns_value = config.reward_weight > 0
-
-    def _speaker(self, base: Policy, **settings: Any) -> Taught:
-        return Taught(base, self._teacher, **settings)
+        if teacher is not None:
+            self.taught = Taught(self.actor, teacher)
+            self.explore(self.taught)
 
     def _prepare(self) -> None:
         super()._prepare()
         assert self.batch is not None
-        scored = [self.actor.teach(part) for part in self.batch.split(TEACHER_BATCH)]
+        scored = [self.taught.teach(part) for part in self.batch.split(TEACHER_BATCH)]
         self.batch["teacher"] = torch.cat(scored).cpu()  # type: ignore[index]
         del self.batch["lesson"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ class TokenPPO(ChunkPPO):
         chunks = base_of(base, self.needs)
         super().__init__(
             config,
-            lambda generator: self._speaker(
+            lambda generator: Spoken(
                 chunks.base, temperature=config.temperature, executed=chunks.horizon, generator=generator
             ),
             chunks,
@@ -84,10 +83,6 @@ class TokenPPO(ChunkPPO):
             num_envs,
             device,
         )
-
-    def _speaker(self, base: Policy, **settings: Any) -> Spoken:
-        """The policy that acts and learns."""
-        return Spoken(base, **settings)
 
     def said(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of the decisions ``which`` [B]: tokens [B, N], their log-probability when drawn and now, entropy, logits now."""

@@ -7,6 +7,8 @@ usage: vla-rl train experiment=NAME [key=value ...]
   env=maniskill env.ids=[PushCube-v1]
   policy.path=FOLDER policy.horizon=16
   algorithm=residual_td3 algorithm.scale=0.5
+                                    also rlpd, filtered_bc; dppo, dsrl (diffusion and flow bases); token_ppo, opd
+                                    (token bases); rpd (a teacher's action beside the reward)
   demonstrations=expert demonstrations.episodes=20
   teleop=overseer schedule=graded   demonstrations first, hard states, help that is taken back
   run.name=first run.seed=1 run.steps=60000 run.minutes=15

@@ -73,7 +73,7 @@ class Denoised:
         self.trained, self.eta, self.min_std, self.max_noise = trained, eta, min_std, max_noise
         self.generator = generator
         self.spec = replace(base.spec)
-        executed = base.spec.chunk_length if executed is None else executed
+        self.executed = executed = base.spec.chunk_length if executed is None else executed
         self.part = (
             slice(None),
             slice(self.head.first, self.head.first + executed),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.config import build, resolve_path
-from vla_rl.environment import VlaVectorEnv
+from vla_rl.environment import EnvSpec, VlaVectorEnv
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy, check_compatible
 
@@ -87,12 +87,12 @@ def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
     return policy
 
 
-def load_run(run: Path, env: VlaVectorEnv, **beside: Any) -> Policy:
+def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     """The policy a run has learned, from its newest good checkpoint.
 
     Args:
         run: its folder.
-        env: where it will act.
+        env: where it will act; its ``env_spec`` and ``num_envs`` are looked at.
         beside: ``asynchronous``, ``rtc``, ``blend`` of its base, in place of what it was trained with.
 
     Raises:
@@ -105,12 +105,39 @@ def load_run(run: Path, env: VlaVectorEnv, **beside: Any) -> Policy:
 
     config = OmegaConf.load(run / "config.yaml")
     config.policy.update(beside)
+    if "teacher" in config.algorithm:
+        config.algorithm.teacher = False  # whoever taught it is not needed any more
     checkpoint = RunFolder.latest_in(run)
     if checkpoint is None:
         raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")
     algorithm = build_algorithm(config, env)
     algorithm.load(checkpoint / "algorithm", replay=False)
     return algorithm.eval_policy
+
+
+def load_adviser(config: Any, env_spec: EnvSpec) -> Policy:
+    """A teacher that only acts: as ``policy``, ``path`` (LeRobot folder, hub id, run folder) or ``address``; chunks if it has them.
+
+    Raises:
+        UserError: neither is named, or it does not fit the environment.
+    """
+    from types import SimpleNamespace
+
+    from vla_rl.policies.open_loop import OpenLoop
+
+    if not config or not (config.get("path") or config.get("address")):
+        raise UserError(
+            "algorithm.teacher.path is not set: name a policy folder, a hub id or a run folder, or teacher.address of a server"
+        )
+    if config.get("path") and is_run(resolve_path(config["path"])):
+        policy = load_run(resolve_path(config["path"]), SimpleNamespace(env_spec=env_spec, num_envs=1))
+    else:
+        policy = load_base(config)
+    try:
+        check_compatible(policy.spec, env_spec)
+    except UserError as error:
+        raise UserError(f"algorithm.teacher: {error}") from None
+    return policy.base if isinstance(policy, OpenLoop) else policy
 
 
 def load_teacher(config: Any) -> Policy:

@@ -1,8 +1,7 @@
-"""A student whose chunks a frozen teacher scores, each from what it would have seen itself."""
+"""A student whose words a frozen teacher scores, each from what it would have seen itself."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,27 +11,26 @@ from torch import Tensor
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.capabilities import Tokens
+from vla_rl.policies.pupil import Pupil
 from vla_rl.policies.spoken import Spoken
 
 
-class Taught(Spoken):
-    """``Spoken``, and beside each exploring decision what the teacher needs to score it.
+class Taught(Pupil):
+    """Exploring decisions also have ``lesson``, what the teacher needs to score them.
 
     Args:
-        base: the student's base, a policy with the ``Tokens`` capability.
-        teacher: another one.
-        **settings: as ``Spoken``.
+        student: who speaks.
+        teacher: a policy with the ``Tokens`` capability.
 
     Raises:
         UserError: a teacher without words, or whose words mean other actions than the student's.
     """
 
-    def __init__(self, base: Policy, teacher: Policy, **settings: Any) -> None:
-        super().__init__(base, **settings)
+    def __init__(self, student: Spoken, teacher: Policy) -> None:
         if not isinstance(teacher, Tokens):
             raise UserError(f"teacher: {type(teacher).__name__} has no action tokens to score with")
-        self.teacher = teacher
-        ours, theirs = self.head, teacher.token_head
+        super().__init__(student, teacher)
+        ours, theirs = student.head, teacher.token_head
         for name in ("bins", "shape"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise UserError(
@@ -40,7 +38,7 @@ class Taught(Spoken):
                     "distil between policies of one vocabulary and chunk"
                 )
         words = torch.stack([torch.full((ours.count,), word) for word in (0, ours.bins - 1)])
-        here, there = self.base.actions_of_tokens(words), teacher.actions_of_tokens(words)  # type: ignore[attr-defined]
+        here, there = student.base.actions_of_tokens(words), teacher.actions_of_tokens(words)  # type: ignore[attr-defined]
         apart = (here - there).abs().amax((0, 1)) / (here[1] - here[0]).abs().amax(0).clamp(min=1e-9)
         if apart.max() > 1 / ours.bins:
             worst = int(apart.argmax())
@@ -49,23 +47,12 @@ class Taught(Spoken):
                 f"{float(there[1, 0, worst]):.4g} there, {float(here[0, 0, worst]):.4g} to {float(here[1, 0, worst]):.4g} in "
                 "the student: train both with the same normalisation statistics"
             )
-        mine, other = base.spec, teacher.spec
-        self.spec = replace(
-            mine,
-            language=mine.language or other.language,
-            state_keys=tuple(dict.fromkeys(mine.state_keys + other.state_keys)),
-            image_keys=tuple(dict.fromkeys(mine.image_keys + other.image_keys)),
-        )
 
-    def act(
-        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
-    ) -> tuple[TensorDict, TensorDict]:
-        """As ``Spoken``; exploring also ``lesson``, the teacher's condition."""
-        output, state = super().act(observation, state, deterministic=deterministic)
-        if not deterministic:
-            fresh = self.teacher.initial_state(len(output))
-            output["lesson"], _ = self.teacher.encode_tokens(observation, fresh)  # type: ignore[attr-defined]
-        return output, state
+    def ask(self, observation: Observation, rows: int) -> dict[str, Any]:
+        """``lesson``, the teacher's condition."""
+        fresh = self.teacher.initial_state(rows)
+        lesson, _ = self.teacher.encode_tokens(observation, fresh)  # type: ignore[attr-defined]
+        return {"lesson": lesson}
 
     @torch.no_grad()
     def teach(self, decisions: TensorDict) -> Tensor:
@@ -77,4 +64,4 @@ class Taught(Spoken):
         network = self.teacher.token_head.network  # type: ignore[attr-defined]
         device = next(network.parameters()).device
         logits = network.logits(decisions["lesson"].to(device), decisions["tokens"].to(device))
-        return (logits / self.temperature).log_softmax(-1).half()
+        return (logits / self.student.temperature).log_softmax(-1).half()
