@@ -95,14 +95,14 @@ class Buttons:
     def engaged(self) -> tuple[bool, bool, bool]:
         """(steering now, taken from the policy, begun just now).
 
-        A device that falls silent while its dead-man button is held steers no more but keeps the policy away, until it is
-        heard again with the button released.
+        A device that falls silent while its dead-man button is held, be it between two episodes, steers no more but keeps
+        the policy away, until it is heard again with the button released.
         """
-        holding = self.fresh and "deadman" in self.pressed()
-        silent = self._held and not self.fresh
+        pressed, fresh = "deadman" in self.pressed(), self.fresh
+        holding, silent = pressed and fresh, pressed and not fresh
         begun = holding and not self._held
-        self._held = holding or silent
-        return holding, self._held, begun
+        self._held = holding or (silent and self._held)
+        return holding, holding or silent, begun
 
     def release(self) -> None:
         """What ``engaged`` has begun did not come about."""

@@ -144,6 +144,19 @@ def test_a_pad_that_vanishes_while_it_steers_keeps_the_policy_away(env, pad, joy
     assert not steps[-1][0]["intervention"].item()  # released: the policy's turn again
 
 
+def test_a_pad_that_vanishes_between_episodes_keeps_the_policy_away_too(env, pad, joy):
+    for _ in range(5):
+        pad.push("deadman", axes=PUSHED)
+        time.sleep(0.05)
+    time.sleep(0.5)
+    script = [None] * 4 + [(("deadman",), PUSHED)] * 3 + [(("deadman",), REST)] + [((), REST)] * 3
+    steps = drive(env, Intervened(Up(env), joy), pad, script)
+    gone = [output for output, _, _ in steps[:4]]
+    assert all(output["intervention"].item() and (output["action"][0, :3] == 0).all() for output in gone)
+    assert any((output["action"][0, :3] != 0).any() for output, _, _ in steps[5:8])  # heard again, it steers
+    assert not steps[-1][0]["intervention"].item()
+
+
 def test_the_stop_button_latches(env, pad, joy, reset):
     with pytest.raises(RobotFault, match="stop button"):
         drive(env, Intervened(Up(env), joy), pad, [((), REST)] * 2 + [(("stop",), REST)] + [((), REST)] * 30)
