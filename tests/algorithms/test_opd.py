@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from toy import SPEC, success_rate, train
 from toy_diffusion import ToyDiffusion
+from toy_teacher import Teacher
 from toy_tokens import BINS, ToyTokens
 
 from vla_rl.algorithms.factory import opd
@@ -45,6 +47,46 @@ def test_the_student_becomes_its_teacher(student, teacher, objective):
     assert after > before + least * (wanted - before), (before, after, wanted)
     assert metrics[-1]["agreement"] > metrics[0]["agreement"]
     assert "q" not in metrics[-1] and metrics[-1]["critic_loss"] == 0
+
+
+class Mute:
+    """Acts as its teacher; its words are not told."""
+
+    def __init__(self, teacher: ToyTokens) -> None:
+        self.spec, self.act = teacher.spec, teacher.act
+        self.initial_state, self.needs_images = teacher.initial_state, teacher.needs_images
+
+
+def test_a_teacher_without_words_teaches_by_what_it_does(student, teacher):
+    torch.manual_seed(0)
+    settings = SMALL | {"teacher_blur": 0.8}
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Mute(teacher), **settings)
+    before = success_rate(algorithm.eval_policy)
+    train(algorithm, 16_000)
+    assert success_rate(algorithm.eval_policy) > before + 0.1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_teacher_of_single_actions_speaks_of_the_first_words_only(student, objective):
+    torch.manual_seed(0)
+    algorithm = opd(
+        OpenLoop(student, 4), SPEC, 16, teacher=Teacher(length=0), **SMALL | {"objective": objective}
+    )
+    metrics = train(algorithm, 1500)
+    assert algorithm.taught.length == 1 and all(torch.isfinite(m["actor_loss"]) for m in metrics)
+
+
+def test_an_action_becomes_a_gaussian_around_its_word(student):
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Teacher(), teacher_blur=0.7, **SMALL)
+    taught, words = algorithm.taught, torch.arange(BINS)
+    advice = student.token_head.normalised(words.repeat_interleave(8)[None].view(BINS, 8))
+    batch = TensorDict({"advice": advice, "advice_std": torch.zeros_like(advice)}, [BINS])
+    chances = taught.teach(batch).exp()
+    assert torch.equal(chances.argmax(-1), words[:, None].expand(-1, 8))
+    wanted = torch.softmax(-((words[None] - words[:, None]) ** 2) / (2 * 0.7**2), 1)
+    assert torch.allclose(chances[:, 3], wanted, atol=1e-5)
+    batch["advice_std"] += 1.0
+    assert (taught.teach(batch).exp().amax(-1) < chances.amax(-1)).all()
 
 
 def test_objectives_are_the_closed_forms():
@@ -134,7 +176,11 @@ def test_a_teacher_whose_words_mean_other_actions(student):
     ("settings", "says"),
     [
         ({"objective": "revers"}, "algorithm.objective=revers: choose from reverse, "),
-        ({"teacher": ToyDiffusion(updates=1)}, "ToyDiffusion has no action tokens to score with"),
+        (
+            {"teacher": ToyDiffusion(updates=1), "teacher_blur": 0.0},
+            "algorithm.teacher_blur=0.0 must be above 0",
+        ),
+        ({"teacher": ToyDiffusion(updates=1), "samples": 0}, "algorithm.samples=0 must be at least 1"),
         ({"teacher": None}, "algorithm.teacher.path is not set"),
     ],
 )

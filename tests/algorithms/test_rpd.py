@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tensordict import TensorDict
 from toy import SPEC, PointMass, success_rate, train
 from toy_gaussian import cloned
+from toy_teacher import Teacher
 
 from vla_rl.algorithms.factory import rpd
 from vla_rl.algorithms.rpd import LOSSES, distance
@@ -24,32 +24,6 @@ SMALL = {
     "min_std": 0.1,
     "actor_lr": 1e-3,
 }
-
-
-class Teacher:
-    """Goes to the goal; ``length`` steps at once, or one (0)."""
-
-    def __init__(self, length: int = 4, noise: float = 0.0, images: bool = False) -> None:
-        self.spec = PolicySpec(
-            2, length, state_keys=(STATE, ENV_STATE), image_keys=("eye",) if images else ()
-        )
-        self.noise, self.asked = noise, []
-
-    def initial_state(self, batch_size):
-        return TensorDict({}, [batch_size])
-
-    def needs_images(self, state):
-        return torch.full((state.batch_size[0],), bool(self.spec.image_keys))
-
-    def act(self, observation, state, *, deterministic=False):
-        self.asked.append(len(observation[STATE]))
-        wanted = 2.0 * (observation[ENV_STATE] - observation[STATE][:, :2])
-        if not deterministic:
-            wanted = wanted + self.noise * torch.randn_like(wanted)
-        action = wanted.clamp(-1, 1)
-        if self.spec.chunk_length:
-            action = action[:, None].expand(-1, self.spec.chunk_length, -1)
-        return TensorDict({"action": action}, [len(action)]), state
 
 
 @pytest.fixture(scope="module")

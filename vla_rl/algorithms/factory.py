@@ -59,11 +59,11 @@ def opd(
     teacher: Any = None,
     **settings: Any,
 ) -> OPD:
-    """On-policy distillation of a token policy; ``teacher`` is a policy, its ``path`` and ``device``, or False: only to act."""
+    """On-policy distillation of a token policy; ``teacher`` is a policy, its ``path`` or ``address``, or False: only to act."""
     if teacher is None or isinstance(teacher, Mapping):
         from vla_rl.policies.load import load_teacher
 
-        teacher = load_teacher(teacher)
+        teacher = load_teacher(teacher, env_spec)
     teacher = None if teacher is False else teacher
     return OPD(typed(OPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
 

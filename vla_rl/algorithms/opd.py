@@ -8,6 +8,10 @@ word, S the student and T the teacher:
 - ``reverse_sampled``: theirs, the policy gradient with -(log S - log T) of the drawn word as its reward.
 - ``forward``: KL(T || S): covers all that the teacher might do; the entropy grows.
 - ``hard``: cross-entropy with the teacher's likeliest word; the entropy collapses.
+
+A teacher that has no words (diffusion, flow, a residual, whatever acts) is asked for its action, which becomes a narrow Gaussian
+over the student's bins. ``forward`` and ``hard`` then follow the teacher's words: what comes after the student's own says nothing
+about an action that was decided as a whole.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.action_tokens import kl
+from vla_rl.policies.advised import Shown
 from vla_rl.policies.base import Policy
-from vla_rl.policies.taught import Taught
+from vla_rl.policies.taught import Taught, has_words
 
 OBJECTIVES = ("reverse", "reverse_sampled", "forward", "hard")
 
@@ -43,6 +48,8 @@ class OPDConfig(TokenPPOConfig):
         reward_weight: of token PPO's loss on the environment's reward beside the teacher's; 0 = the teacher alone.
         ratio_cap: drawn words are weighted by how much likelier they have become within the iteration, up to this
             (``reverse_sampled``; the exact objectives need no correction of their words).
+        samples: draws of a wordless teacher's action per state.
+        teacher_blur: least deviation of a wordless teacher's Gaussian, in bins.
     """
 
     epochs: int = 2
@@ -54,6 +61,8 @@ class OPDConfig(TokenPPOConfig):
     first_iterations: int = 0
     reward_weight: float = 0.0
     ratio_cap: float = 2.0
+    samples: int = 1
+    teacher_blur: float = 2.0
 
 
 class OPD(TokenPPO):
@@ -62,14 +71,14 @@ class OPD(TokenPPO):
     Args:
         config: settings.
         base: ``OpenLoop`` over the student, a policy with action tokens; a copy learns.
-        teacher: a policy with action tokens of the same vocabulary and normalisation, frozen; None = only to act with what
-            was learned.
+        teacher: a policy, frozen; if it has action tokens, of the same vocabulary and normalisation. None = only to act with
+            what was learned.
         env_spec: the environment's dimensions.
         num_envs: environment rows whose frames will come.
         device: of the critic; the policies are where they were loaded.
 
     Raises:
-        UserError: a policy without action tokens, a teacher whose words mean other actions, or a setting that does not fit.
+        UserError: a base without action tokens, a teacher whose words mean other actions, or a setting that does not fit.
     """
 
     needs = "distillation needs a token policy"
@@ -89,7 +98,11 @@ class OPD(TokenPPO):
         super().__init__(config, base, env_spec, num_envs, device)
         self.learns_value = config.reward_weight > 0
         if teacher is not None:
-            self.taught = Taught(self.actor, teacher)
+            self.taught: Taught | Shown = (
+                Taught(self.actor, teacher)
+                if has_words(teacher)
+                else Shown(self.actor, teacher, config.samples, config.teacher_blur)
+            )
             self.explore(self.taught)
 
     def _prepare(self) -> None:
@@ -97,7 +110,8 @@ class OPD(TokenPPO):
         assert self.batch is not None
         scored = [self.taught.teach(part) for part in self.batch.split(TEACHER_BATCH)]
         self.batch["teacher"] = torch.cat(scored).cpu()  # type: ignore[index]
-        del self.batch["lesson"]
+        for name in self.taught.notes:
+            del self.batch[name]
 
     @property
     def objective(self) -> str:
@@ -111,9 +125,14 @@ class OPD(TokenPPO):
         config, batch = self.config, self.batch
         assert batch is not None
         tokens, old, new, entropy, logits = self.said(which)
-        here, there = logits.log_softmax(-1), batch["teacher"][which].to(logits)
+        there = batch["teacher"][which].to(logits)
+        heard = there.shape[1]  # a teacher of shorter chunks says nothing of the later words
+        if isinstance(self.taught, Shown) and self.objective in ("forward", "hard"):
+            theirs = torch.cat([there.argmax(-1), tokens[:, heard:]], 1)
+            logits = self.actor.evaluate(batch["condition"][which].to(tokens.device), theirs)[2]
+        here = logits[:, :heard].log_softmax(-1)
         own = batch["own"][which].to(logits)[:, None]  # what a person did says nothing of these words
-        each = distilled(self.objective, here, there, tokens, old, config.ratio_cap)
+        each = distilled(self.objective, here, there, tokens[:, :heard], old[:, :heard], config.ratio_cap)
         loss = (each * own).mean()
         with torch.no_grad():
             metrics = {

@@ -17,7 +17,7 @@ from torch import Tensor
 from vla_rl.algorithms.dppo import DPPO, DPPOConfig
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
-from vla_rl.policies.advised import Advised
+from vla_rl.policies.advised import Advised, units_of
 from vla_rl.policies.base import Policy
 from vla_rl.policies.denoising import log_prob
 
@@ -82,7 +82,7 @@ class RPD(DPPO):
             )
         super().__init__(config, base, env_spec, num_envs, device)
         if teacher is not None:
-            self.advised = Advised(self.actor, teacher, config.samples)
+            self.advised = Advised(self.actor, teacher, units_of(self.actor), config.samples)
             self.explore(self.advised)
 
     @property

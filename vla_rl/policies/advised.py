@@ -1,16 +1,18 @@
-"""A student beside whose decisions stands what a teacher would have done in its place."""
+"""A student beside whose decisions stands what a teacher would have done in its place: any teacher that acts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.denoised import Denoised
 from vla_rl.policies.pupil import Pupil
+from vla_rl.policies.spoken import Spoken
 
 
 class Advised(Pupil):
@@ -21,13 +23,18 @@ class Advised(Pupil):
     Args:
         student: chunks of it are carried out.
         teacher: any policy, with chunks or single actions.
+        units: (centre, scale) [H, A] of the student's normalised units.
         samples: of the teacher's action per state; ``advice`` is their mean. 1 = its deterministic action, deviation 0.
 
     Raises:
-        UserError: another action dimension, or a student whose actions are not linear in what its network gives.
+        UserError: another action dimension.
     """
 
-    def __init__(self, student: Denoised, teacher: Policy, samples: int = 1) -> None:
+    notes: tuple[str, ...] = ("advice", "advice_std")
+
+    def __init__(
+        self, student: Denoised | Spoken, teacher: Policy, units: tuple[Tensor, Tensor], samples: int = 1
+    ) -> None:
         if samples < 1:
             raise UserError(f"algorithm.samples={samples} must be at least 1")
         super().__init__(student, teacher)
@@ -38,7 +45,7 @@ class Advised(Pupil):
             )
         self.samples = samples
         self.length = min(max(1, other.chunk_length), student.executed)
-        self.centre, self.scale = (part[: self.length] for part in units_of(student))
+        self.centre, self.scale = (part[: self.length] for part in units)
 
     def ask(self, observation: Observation, rows: int) -> dict[str, Any]:
         """Mean and standard deviation of the teacher's action."""
@@ -50,6 +57,34 @@ class Advised(Pupil):
         action = (action[:, : self.length].to(self.centre) - self.centre) / self.scale
         drawn = action.unflatten(0, (rows, self.samples))
         return {"advice": drawn.mean(1), "advice_std": drawn.std(1, correction=0)}
+
+
+class Shown(Advised):
+    """A token student whose teacher has no words: its action becomes a Gaussian over the student's bins.
+
+    Args:
+        student: who speaks.
+        teacher: any policy, with chunks or single actions.
+        samples: as ``Advised``; their deviation widens the Gaussian.
+        blur: its least standard deviation, in bins.
+
+    Raises:
+        UserError: another action dimension, or a blur that is not positive.
+    """
+
+    def __init__(self, student: Spoken, teacher: Policy, samples: int = 1, blur: float = 2.0) -> None:
+        if blur <= 0:
+            raise UserError(f"algorithm.teacher_blur={blur} must be above 0 bins")
+        super().__init__(student, teacher, units_of_words(student), samples)
+        self.bins, self.blur = student.head.bins, blur
+
+    def teach(self, decisions: TensorDict) -> Tensor:
+        """[B, S A, bins] log-probabilities of the first words of the decisions [B] with ``advice`` and ``advice_std``."""
+        advice, std = (torch.flatten(decisions[name], 1) for name in self.notes)  # pyright: ignore[reportArgumentType]
+        place = ((advice + 1) * self.bins / 2 - 0.5).clamp(0, self.bins - 1)
+        width = (std * self.bins / 2).clamp(min=self.blur)
+        away = (torch.arange(self.bins).to(place) - place[..., None]) / width[..., None]
+        return (-away.square() / 2).log_softmax(-1)
 
 
 def units_of(student: Denoised) -> tuple[Tensor, Tensor]:
@@ -69,6 +104,15 @@ def units_of(student: Denoised) -> tuple[Tensor, Tensor]:
             "the student's actions are not linear in its network's output: its processors clip or bend them"
         )
     return middle[: student.executed], scale[: student.executed]
+
+
+def units_of_words(student: Spoken) -> tuple[Tensor, Tensor]:
+    """(centre, scale) [H, A]: an action in environment units is centre + scale times the number that its word stands for."""
+    head = student.head
+    words = torch.stack([torch.full((head.count,), word) for word in (0, head.bins - 1)])
+    low, high = student.base.actions_of_tokens(words)  # type: ignore[attr-defined]
+    scale = (high - low) / 2 * head.bins / (head.bins - 1)  # words stand for the middles of their bins
+    return ((low + high) / 2)[: student.executed], scale[: student.executed]
 
 
 def _repeated(observation: Observation, times: int) -> Observation:

@@ -140,34 +140,35 @@ def load_adviser(config: Any, env_spec: EnvSpec) -> Policy:
     return policy.base if isinstance(policy, OpenLoop) else policy
 
 
-def load_teacher(config: Any) -> Policy:
-    """A token policy that scores: ``path`` of a policy folder, a hub id, or a run of token PPO or distillation; ``device``.
+def load_teacher(config: Any, env_spec: EnvSpec) -> Policy:
+    """A teacher of token students: one that scores if it has words, otherwise as ``load_adviser``.
 
     Raises:
-        UserError: no path, or a run that has learned no token policy.
+        UserError: as ``load_adviser``.
     """
     import torch
     from omegaconf import OmegaConf
 
     from vla_rl.algorithms.checkpoint import stored_module
     from vla_rl.policies.lerobot import LeRobotPolicy
+    from vla_rl.policies.taught import has_words
     from vla_rl.runtime.run_folder import RunFolder
 
     if not config or not config.get("path"):
-        raise UserError(
-            "algorithm.teacher.path is not set: name a token policy's folder, a hub id or a run folder"
-        )
+        return load_adviser(config, env_spec)
     path, device = resolve_path(config["path"]), config.get("device") or "cpu"
     if not is_run(path):
-        return LeRobotPolicy(config["path"] if not path.exists() else path, device=device)
+        policy = LeRobotPolicy(config["path"] if not path.exists() else path, device=device)
+        return policy if has_words(policy) else load_adviser(config, env_spec)
+    run = OmegaConf.load(path / "config.yaml")
+    if str(run.algorithm._target_).rsplit(".", 1)[-1] not in ("token_ppo", "opd"):
+        return load_adviser(config, env_spec)
     checkpoint = RunFolder.latest_in(path)
     if checkpoint is None:
         raise UserError(f"{path} has no usable checkpoint yet: let it train longer, or name another run")
-    policy = LeRobotPolicy(resolve_path(OmegaConf.load(path / "config.yaml").policy.path), device=device)
+    policy = LeRobotPolicy(resolve_path(run.policy.path), device=device)
     learned = {k.replace("/", "."): v for k, v in stored_module(checkpoint / "algorithm", "policy").items()}
     weights = dict(policy.token_head.network.named_parameters())
-    if not learned or not set(learned) <= set(weights):
-        raise UserError(f"{path} has learned no token policy: name a run of algorithm=token_ppo or opd")
     with torch.no_grad():
         for name, value in learned.items():
             weights[name].copy_(value)

@@ -23,6 +23,9 @@ class Pupil:
         teacher: a frozen policy.
     """
 
+    notes: tuple[str, ...] = ()
+    """Names of what ``ask`` gives."""
+
     def __init__(self, student: Any, teacher: Policy) -> None:
         self.student, self.teacher = student, teacher
         mine, other = student.spec, teacher.spec

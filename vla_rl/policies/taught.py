@@ -15,6 +15,16 @@ from vla_rl.policies.pupil import Pupil
 from vla_rl.policies.spoken import Spoken
 
 
+def has_words(policy: Policy) -> bool:
+    """Whether a policy acts by words that can be scored."""
+    try:
+        return isinstance(policy, Tokens) and bool(
+            policy.token_head
+        )  # which LeRobot policies of other types refuse
+    except UserError:
+        return False
+
+
 class Taught(Pupil):
     """Exploring decisions also have ``lesson``, what the teacher needs to score them.
 
@@ -23,12 +33,13 @@ class Taught(Pupil):
         teacher: a policy with the ``Tokens`` capability.
 
     Raises:
-        UserError: a teacher without words, or whose words mean other actions than the student's.
+        UserError: a teacher whose words mean other actions than the student's.
     """
 
+    notes = ("lesson",)
+
     def __init__(self, student: Spoken, teacher: Policy) -> None:
-        if not isinstance(teacher, Tokens):
-            raise UserError(f"teacher: {type(teacher).__name__} has no action tokens to score with")
+        assert isinstance(teacher, Tokens)
         super().__init__(student, teacher)
         ours, theirs = student.head, teacher.token_head
         for name in ("bins", "shape"):
