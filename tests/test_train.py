@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 import vla_rl.train as train_module
 from vla_rl.errors import UserError
+from vla_rl.learner import process
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import Trainer, open_run
 
@@ -238,6 +240,31 @@ def test_evaluating_in_environments_of_its_own_changes_nothing(tmp_path):
         curve.append([row["step"] for row in rows if "evaluation" in row])
     assert curve == [[], list(range(40, 401, 40))]
     assert found["plain"] == found["watched"]
+
+
+@pytest.mark.parametrize("where", ["trainer", "process"])
+def test_an_iteration_that_ends_early_is_over(where):
+    """Target KL: of the updates that were due, the rest are not asked for."""
+
+    class Early:
+        on_policy, done = True, 0
+
+        def updates_due(self):
+            return 8 if self.done == 0 else 2 - self.done
+
+        def update(self):
+            assert self.updates_due(), "nothing is due"
+            self.done += 1
+            return {"loss": torch.tensor(1.0)}
+
+    algorithm = Early()
+    if where == "trainer":
+        beside = SimpleNamespace(algorithm=algorithm, env=SimpleNamespace(num_envs=1), metrics={})
+        Trainer._update(beside)  # type: ignore[arg-type]
+    else:
+        beside = SimpleNamespace(learner=algorithm, metrics={})
+        process._Loop._update(beside, 8)  # type: ignore[arg-type]
+    assert algorithm.done == 2 and beside.metrics == {"loss": 1.0}
 
 
 def test_evaluations_that_would_let_no_episode_end_are_refused(tmp_path):

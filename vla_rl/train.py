@@ -263,6 +263,8 @@ class Trainer:
         # The critic-only updates after the warm-up come in slices, so that progress stays visible.
         most = due if self.algorithm.on_policy else 16 * self.env.num_envs
         for _ in range(min(due, most)):
+            if self.algorithm.on_policy and not self.algorithm.updates_due():
+                break  # the policy has moved as far as it may in an iteration
             for name, value in self.algorithm.update().items():
                 totals.setdefault(name, []).append(value)
         self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}

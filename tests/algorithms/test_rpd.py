@@ -90,6 +90,22 @@ def test_advice_is_in_the_units_of_the_network(student):
     assert torch.allclose(student.actions_of(advice), wanted, atol=1e-5)
 
 
+def test_what_the_student_cannot_change_is_left_out(student, monkeypatch):
+    whole = student.actions_of
+    monkeypatch.setattr(student, "actions_of", lambda x: whole(x) * torch.tensor([1.0, 0.0]))
+    algorithm = rpd(OpenLoop(student, 4), SPEC, 8, teacher=Teacher(), **SMALL)
+    assert algorithm.advised.moves.tolist() == [[True, False]] * 4
+    advice = algorithm.advised.ask(PointMass(8, 2).observe(), 8)["advice"]
+    assert torch.isfinite(advice).all() and (advice[..., 1] == 0).all() and (advice[..., 0] != 0).any()
+
+
+def test_a_student_whose_processors_bend_its_actions_is_refused(student, monkeypatch):
+    whole = student.actions_of
+    monkeypatch.setattr(student, "actions_of", lambda x: whole(x).clamp(max=0.5))
+    with pytest.raises(UserError, match="not linear in its network's output"):
+        rpd(OpenLoop(student, 4), SPEC, 8, teacher=Teacher(), **SMALL)
+
+
 def test_cameras_are_rendered_for_the_teacher_too_but_not_for_the_student_alone(student):
     algorithm = rpd(OpenLoop(student, 4), SPEC, 4, teacher=Teacher(images=True), **SMALL)
     assert algorithm.policy.spec.image_keys == ("eye",) and algorithm.eval_policy.spec.image_keys == ()
@@ -99,8 +115,8 @@ def test_cameras_are_rendered_for_the_teacher_too_but_not_for_the_student_alone(
 
 def test_losses_are_the_closed_forms():
     generator = torch.Generator().manual_seed(0)
-    mean, theirs = (torch.randn(5, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    std, their_std = (torch.rand(5, 3, 2, generator=generator, dtype=torch.float64) + 0.1 for _ in range(2))
+    mean, theirs = (torch.randn(5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    std, their_std = (torch.rand(5, 6, generator=generator, dtype=torch.float64) + 0.1 for _ in range(2))
     mine, other = torch.distributions.Normal(mean, std), torch.distributions.Normal(theirs, their_std)
     wanted = {
         "mse": (mean - theirs) ** 2,
@@ -110,7 +126,7 @@ def test_losses_are_the_closed_forms():
     }
     assert set(wanted) == set(LOSSES)
     for kind, each in wanted.items():
-        assert torch.allclose(distance(kind, mean, std, theirs, their_std), each.mean((1, 2)))
+        assert torch.allclose(distance(kind, mean, std, theirs, their_std), each.mean(1))
 
 
 def test_resume_is_bit_exact_and_what_was_learned_acts_without_the_teacher(student, tmp_path):

@@ -104,13 +104,14 @@ class RPD(DPPO):
         assert batch is not None
         mean, std = now.centre[self.actor.part], now.std.expand_as(now.mean)
         spread = (std if now.log_weights is None else std[:, 0])[self.actor.part]
+        moves = self.advised.moves.to(mean.device)
         length = self.advised.length
         away = distance(
             self.config.loss,
-            mean[:, :length],
-            spread[:, :length],
-            batch["advice"][which].to(mean),
-            batch["advice_std"][which].to(mean).clamp(min=self.config.min_std),
+            mean[:, :length][:, moves],
+            spread[:, :length][:, moves],
+            batch["advice"][which].to(mean)[:, moves],
+            batch["advice_std"][which].to(mean)[:, moves].clamp(min=self.config.min_std),
         )
         if (
             self.config.loss == "kl"
@@ -125,7 +126,7 @@ def distance(kind: str, mean: Tensor, std: Tensor, theirs: Tensor, their_std: Te
 
     Args:
         kind: of ``LOSSES``.
-        mean: the student's [B, S, A].
+        mean: the student's [B, n].
         std: the student's.
         theirs: the teacher's mean.
         their_std: the teacher's, which only ``kl`` looks at.
@@ -139,4 +140,4 @@ def distance(kind: str, mean: Tensor, std: Tensor, theirs: Tensor, their_std: Te
     else:  # the reference gives deviations where covariances are wanted
         away = (std.square() + (mean - theirs).square()) / their_std.square()
         each = (away - 1) / 2 + (their_std / std).log()
-    return each.mean((1, 2))
+    return each.mean(1)

@@ -118,6 +118,8 @@ class _Loop:
     def _update(self, count: int) -> None:
         totals: dict[str, list[Tensor]] = {}
         for _ in range(count):
+            if not self.learner.updates_due():
+                break  # an on-policy iteration may end early
             for name, value in self.learner.update().items():
                 totals.setdefault(name, []).append(value)
         self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}
