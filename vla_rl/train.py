@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
+from vla_rl.algorithms.base import make_updates
 from vla_rl.config import build, resolve_path
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
@@ -259,15 +260,9 @@ class Trainer:
 
     def _update(self) -> None:
         due = self.algorithm.updates_due()
-        totals: dict[str, list[torch.Tensor]] = {}
         # The critic-only updates after the warm-up come in slices, so that progress stays visible.
         most = due if self.algorithm.on_policy else 16 * self.env.num_envs
-        for _ in range(min(due, most)):
-            if self.algorithm.on_policy and not self.algorithm.updates_due():
-                break  # the policy has moved as far as it may in an iteration
-            for name, value in self.algorithm.update().items():
-                totals.setdefault(name, []).append(value)
-        self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+        self.metrics |= make_updates(self.algorithm, min(due, most))
 
     def _log(self) -> None:
         progress = self.progress

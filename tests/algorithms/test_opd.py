@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from toy import SPEC, success_rate, train
+from toy import SPEC, PointMass, success_rate, train
 from toy_diffusion import ToyDiffusion
 from toy_teacher import Teacher
 from toy_tokens import BINS, ToyTokens
@@ -14,6 +14,8 @@ from vla_rl.algorithms.opd import OBJECTIVES, distilled
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.open_loop import OpenLoop
+from vla_rl.policies.spoken import Spoken
+from vla_rl.policies.taught import Taught
 
 SMALL = {
     "decisions": 128,
@@ -64,6 +66,20 @@ def test_a_teacher_without_words_teaches_by_what_it_does(student, teacher):
     before = success_rate(algorithm.eval_policy)
     train(algorithm, 16_000)
     assert success_rate(algorithm.eval_policy) > before + 0.1
+
+
+def test_what_token_ppo_or_distillation_has_learned_teaches_by_its_words(student, teacher):
+    learned = Spoken(teacher)
+    with torch.no_grad():
+        learned.network.place.weight.add_(0.5)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 8, teacher=learned, **SMALL)
+    assert isinstance(algorithm.taught, Taught)
+    output, _ = algorithm.taught.act(PointMass(8, 1).observe(), algorithm.taught.initial_state(8))
+    scored = algorithm.taught.teach(output)
+    now = learned.network.logits(output["lesson"], output["tokens"]).log_softmax(-1)
+    assert torch.allclose(scored.float().exp(), now.exp(), atol=0.002)
+    before = teacher.token_head.network.logits(output["lesson"], output["tokens"]).log_softmax(-1)
+    assert not torch.allclose(now.exp(), before.exp(), atol=0.1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

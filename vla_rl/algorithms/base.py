@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -61,3 +62,14 @@ class Algorithm(Protocol):
     def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote."""
         ...
+
+
+def make_updates(algorithm: Algorithm, count: int) -> dict[str, float]:
+    """Up to ``count`` updates, fewer where an iteration ends early (target KL); the mean of each metric."""
+    totals: dict[str, list[Tensor]] = {}
+    for _ in range(count):
+        if not algorithm.updates_due():
+            break
+        for name, value in algorithm.update().items():
+            totals.setdefault(name, []).append(value)
+    return {name: float(torch.stack(values).mean()) for name, values in totals.items()}

@@ -83,15 +83,6 @@ def load_learner(
     return counters
 
 
-def stored_module(folder: Path, name: str) -> dict[str, Tensor]:
-    """Tensors of one module in what ``save_learner`` wrote; empty when there is none of that name.
-
-    Raises:
-        UserError: missing or truncated file.
-    """
-    return _part(_read(folder)[0], f"module.{name}.")
-
-
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return load_file(folder / TENSORS), json.loads((folder / COUNTERS).read_text())

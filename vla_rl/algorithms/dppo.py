@@ -120,7 +120,7 @@ class DPPO(ChunkPPO):
         advantage = self.advantage_of(which) * self.weights[unit]
         old, clip = batch["log_prob"][which, unit].to(device), self.clips[unit].to(device)
         loss, metrics = clipped_loss(new, old, advantage.to(device), clip)
-        more, found = self.beside(now, which, unit, (new - old).exp())
+        more, found = self.beside(now, which, unit, new - old)
         loss, metrics = loss + more, metrics | found
         if config.base_kl:
             divergence = self.actor.from_base(now, x, absolute, condition)
@@ -129,7 +129,7 @@ class DPPO(ChunkPPO):
         return loss, metrics
 
     def beside(
-        self, now: Step, which: Tensor, unit: Tensor, ratio: Tensor
+        self, now: Step, which: Tensor, unit: Tensor, log_ratio: Tensor
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """What is made small beside PPO's loss, and its metrics: nothing here.
 
@@ -137,6 +137,6 @@ class DPPO(ChunkPPO):
             now: what the pairs' steps are drawn from [B].
             which: decisions [B].
             unit: trained steps [B].
-            ratio: of probabilities, now to when drawn [B].
+            log_ratio: of probabilities, now to when drawn [B].
         """
         return 0.0, {}

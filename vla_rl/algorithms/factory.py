@@ -27,6 +27,14 @@ def _checked(device: str) -> str:
     return device
 
 
+def _teacher(teacher: Any, env_spec: EnvSpec) -> Policy | None:
+    if teacher is None or isinstance(teacher, Mapping):
+        from vla_rl.policies.load import load_teacher
+
+        return load_teacher(teacher, env_spec)
+    return None if teacher is False else teacher
+
+
 def residual_td3(
     base: Policy, env_spec: EnvSpec, num_envs: int, device: str = "cpu", **settings: Any
 ) -> ResidualTD3:
@@ -60,11 +68,7 @@ def opd(
     **settings: Any,
 ) -> OPD:
     """On-policy distillation of a token policy; ``teacher`` is a policy, its ``path`` or ``address``, or False: only to act."""
-    if teacher is None or isinstance(teacher, Mapping):
-        from vla_rl.policies.load import load_teacher
-
-        teacher = load_teacher(teacher, env_spec)
-    teacher = None if teacher is False else teacher
+    teacher = _teacher(teacher, env_spec)
     return OPD(typed(OPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
 
 
@@ -77,11 +81,7 @@ def rpd(
     **settings: Any,
 ) -> RPD:
     """PPO with a teacher's action in the loss; ``teacher`` is a policy, its ``path`` or ``address``, or False: only to act."""
-    if teacher is None or isinstance(teacher, Mapping):
-        from vla_rl.policies.load import load_adviser
-
-        teacher = load_adviser(teacher, env_spec)
-    teacher = None if teacher is False else teacher
+    teacher = _teacher(teacher, env_spec)
     return RPD(typed(RPDConfig, settings), base, teacher, env_spec, num_envs, _checked(device))
 
 

@@ -95,10 +95,10 @@ class RPD(DPPO):
         return config.weight * (0.5 * math.cos(math.pi * share) + 0.5)
 
     def beside(
-        self, now: Any, which: Tensor, unit: Tensor, ratio: Tensor
+        self, now: Any, which: Tensor, unit: Tensor, log_ratio: Tensor
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """How far the student is from the teacher, weighted."""
-        batch, weight, last = self.batch, self.weight, (unit == self.units - 1).to(ratio.device)
+        batch, weight, last = self.batch, self.weight, (unit == self.units - 1).to(log_ratio.device)
         if not weight or not last.any():
             return 0.0, {}
         assert batch is not None
@@ -116,7 +116,7 @@ class RPD(DPPO):
         if (
             self.config.loss == "kl"
         ):  # the paper's weight of a state by how much likelier its action has become
-            away = away * ratio.clamp(min=1 - self.config.clip)
+            away = away * log_ratio.exp().clamp(min=1 - self.config.clip)
         away = (away * last).sum() / last.sum()
         return weight * away, {"from_teacher": away.detach(), "teacher_weight": torch.tensor(weight)}
 

@@ -15,6 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.algorithms.base import make_updates
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import pack, unflatten, unpack
@@ -116,13 +117,7 @@ class _Loop:
                 self._send()
 
     def _update(self, count: int) -> None:
-        totals: dict[str, list[Tensor]] = {}
-        for _ in range(count):
-            if not self.learner.updates_due():
-                break  # an on-policy iteration may end early
-            for name, value in self.learner.update().items():
-                totals.setdefault(name, []).append(value)
-        self.metrics |= {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+        self.metrics |= make_updates(self.learner, count)
 
     def _send(self) -> None:
         self.sent = time.monotonic()

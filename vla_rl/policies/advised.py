@@ -11,6 +11,7 @@ from torch import Tensor
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.denoised import Denoised
+from vla_rl.policies.open_loop import take
 from vla_rl.policies.pupil import Pupil
 from vla_rl.policies.spoken import Spoken
 
@@ -51,9 +52,11 @@ class Advised(Pupil):
 
     def ask(self, observation: Observation, rows: int) -> dict[str, Any]:
         """Mean and standard deviation of the teacher's action."""
-        many = _repeated(observation, self.samples) if self.samples > 1 else observation
+        if self.samples > 1:
+            many, seen = torch.arange(rows).repeat_interleave(self.samples), self.teacher.spec
+            observation = take(observation, many, seen.state_keys + seen.image_keys)
         fresh = self.teacher.initial_state(rows * self.samples)
-        output, _ = self.teacher.act(many, fresh, deterministic=self.samples == 1)
+        output, _ = self.teacher.act(observation, fresh, deterministic=self.samples == 1)
         action = output["action"]
         action = action if action.dim() == 3 else action[:, None]
         action = (action[:, : self.length].to(self.centre) - self.centre) / self.scale
@@ -112,16 +115,6 @@ def units_of_words(student: Spoken) -> tuple[Tensor, Tensor]:
     """(centre, scale) [H, A]: an action in environment units is centre + scale times the number that its word stands for."""
     head = student.head
     words = torch.stack([torch.full((head.count,), word) for word in (0, head.bins - 1)])
-    low, high = student.base.actions_of_tokens(words)  # type: ignore[attr-defined]
+    low, high = student.actions_of_tokens(words)
     scale = (high - low) / 2 * head.bins / (head.bins - 1)  # words stand for the middles of their bins
     return ((low + high) / 2)[: student.executed], scale[: student.executed]
-
-
-def _repeated(observation: Observation, times: int) -> Observation:
-    """Every row ``times`` times, one after the other."""
-    return {
-        key: value.repeat_interleave(times, 0)
-        if isinstance(value, Tensor)
-        else [each for each in value for _ in range(times)]
-        for key, value in observation.items()
-    }

@@ -93,7 +93,7 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     Args:
         run: its folder.
         env: where it will act; its ``env_spec`` and ``num_envs`` are looked at.
-        beside: ``asynchronous``, ``rtc``, ``blend`` of its base, in place of what it was trained with.
+        beside: ``asynchronous``, ``rtc``, ``blend``, ``device`` of its base, in place of what it was trained with.
 
     Raises:
         UserError: the run has no usable checkpoint yet.
@@ -115,8 +115,8 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     return algorithm.eval_policy
 
 
-def load_adviser(config: Any, env_spec: EnvSpec) -> Policy:
-    """A teacher that only acts: as ``policy``, ``path`` (LeRobot folder, hub id, run folder) or ``address``; chunks if it has them.
+def load_teacher(config: Any, env_spec: EnvSpec) -> Policy:
+    """Who teaches in the environment of ``env_spec``: ``path`` (LeRobot folder, hub id, run folder) or ``address``; chunks if it has them.
 
     Raises:
         UserError: neither is named, or it does not fit the environment.
@@ -130,7 +130,8 @@ def load_adviser(config: Any, env_spec: EnvSpec) -> Policy:
             "algorithm.teacher.path is not set: name a policy folder, a hub id or a run folder, or teacher.address of a server"
         )
     if config.get("path") and is_run(resolve_path(config["path"])):
-        policy = load_run(resolve_path(config["path"]), SimpleNamespace(env_spec=env_spec, num_envs=1))
+        here = SimpleNamespace(env_spec=env_spec, num_envs=1)
+        policy = load_run(resolve_path(config["path"]), here, device=config.get("device") or "cpu")
     else:
         policy = load_base(config)
     try:
@@ -138,38 +139,3 @@ def load_adviser(config: Any, env_spec: EnvSpec) -> Policy:
     except UserError as error:
         raise UserError(f"algorithm.teacher: {error}") from None
     return policy.base if isinstance(policy, OpenLoop) else policy
-
-
-def load_teacher(config: Any, env_spec: EnvSpec) -> Policy:
-    """A teacher of token students: one that scores if it has words, otherwise as ``load_adviser``.
-
-    Raises:
-        UserError: as ``load_adviser``.
-    """
-    import torch
-    from omegaconf import OmegaConf
-
-    from vla_rl.algorithms.checkpoint import stored_module
-    from vla_rl.policies.lerobot import LeRobotPolicy
-    from vla_rl.policies.taught import has_words
-    from vla_rl.runtime.run_folder import RunFolder
-
-    if not config or not config.get("path"):
-        return load_adviser(config, env_spec)
-    path, device = resolve_path(config["path"]), config.get("device") or "cpu"
-    if not is_run(path):
-        policy = LeRobotPolicy(config["path"] if not path.exists() else path, device=device)
-        return policy if has_words(policy) else load_adviser(config, env_spec)
-    run = OmegaConf.load(path / "config.yaml")
-    if str(run.algorithm._target_).rsplit(".", 1)[-1] not in ("token_ppo", "opd"):
-        return load_adviser(config, env_spec)
-    checkpoint = RunFolder.latest_in(path)
-    if checkpoint is None:
-        raise UserError(f"{path} has no usable checkpoint yet: let it train longer, or name another run")
-    policy = LeRobotPolicy(resolve_path(run.policy.path), device=device)
-    learned = {k.replace("/", "."): v for k, v in stored_module(checkpoint / "algorithm", "policy").items()}
-    weights = dict(policy.token_head.network.named_parameters())
-    with torch.no_grad():
-        for name, value in learned.items():
-            weights[name].copy_(value)
-    return policy

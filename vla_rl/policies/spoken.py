@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -51,6 +52,9 @@ class Spoken:
         self.executed = min(steps, executed or steps)
         self.count = self.executed * self.dims
         self.network = self.head.copy()
+        self.token_head = copy.copy(self.head)
+        """The ``Tokens`` capability, with what was learned: one token policy may teach another."""
+        self.token_head.network = self.network
         self.network.eval()  # dropout would make the probability of a word another one than it was drawn with
         self.spec = replace(base.spec)
 
@@ -66,7 +70,7 @@ class Spoken:
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
     ) -> tuple[TensorDict, TensorDict]:
         """``action`` [B, T, A]; exploring also ``tokens``, ``log_prob`` [B, N] of N = H A words, and ``condition``."""
-        condition, state = self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
+        condition, state = self.encode_tokens(observation, state)
         temperature = 0.0 if deterministic else self.temperature
         said = self.network.sample(
             condition, self.count, temperature, None if deterministic else self.generator
@@ -77,10 +81,18 @@ class Spoken:
             output["condition"] = condition
         return output, state
 
+    def encode_tokens(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """The base's."""
+        return self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
+
+    def actions_of_tokens(self, tokens: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.actions_of_tokens(tokens)  # type: ignore[attr-defined]
+
     def actions_of(self, tokens: Tensor) -> Tensor:
         """Chunks [B, T, A] in environment units, of the words [B, N] that are carried out."""
         rest = tokens.new_full((len(tokens), self.head.count - self.count), self.head.bins // 2)
-        return self.base.actions_of_tokens(torch.cat([tokens, rest], 1))  # type: ignore[attr-defined]
+        return self.actions_of_tokens(torch.cat([tokens, rest], 1))
 
     def evaluate(self, condition: TensorDict, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy [B, N] of ``tokens`` [B, N] now, and the logits [B, N, bins] they come from."""

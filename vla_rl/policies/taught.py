@@ -17,10 +17,8 @@ from vla_rl.policies.spoken import Spoken
 
 def has_words(policy: Policy) -> bool:
     """Whether a policy acts by words that can be scored."""
-    try:
-        return isinstance(policy, Tokens) and bool(
-            policy.token_head
-        )  # which LeRobot policies of other types refuse
+    try:  # LeRobot policies of other types refuse their token_head
+        return isinstance(policy, Tokens) and bool(policy.token_head)
     except UserError:
         return False
 
@@ -49,7 +47,7 @@ class Taught(Pupil):
                     "distil between policies of one vocabulary and chunk"
                 )
         words = torch.stack([torch.full((ours.count,), word) for word in (0, ours.bins - 1)])
-        here, there = student.base.actions_of_tokens(words), teacher.actions_of_tokens(words)  # type: ignore[attr-defined]
+        here, there = student.actions_of_tokens(words), teacher.actions_of_tokens(words)
         apart = (here - there).abs().amax((0, 1)) / (here[1] - here[0]).abs().amax(0).clamp(min=1e-9)
         if apart.max() > 1 / ours.bins:
             worst = int(apart.argmax())
