@@ -16,6 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from vla_rl.config import nearest
 from vla_rl.errors import UserError
 
 Observation = dict[str, Any]
@@ -60,6 +61,18 @@ class EnvSpec:
     def action_dim(self) -> int:
         """A, the number of action dimensions."""
         return len(self.action_low)
+
+    def instruction_of(self, name: str) -> str:
+        """The instruction that ``name`` means: one of ``tasks``, or the id of an environment that gives a single one.
+
+        Raises:
+            UserError: neither.
+        """
+        ids = self.id.split("+")
+        by_id = dict(zip(ids, self.tasks, strict=True)) if len(ids) == len(self.tasks) else {}
+        if name not in self.tasks and name not in by_id:
+            raise UserError(f"no task {name} in {self.id}: {nearest(name, [*by_id, *self.tasks])}")
+        return by_id.get(name, name)
 
 
 class VlaVectorEnv(gym.vector.VectorEnv):

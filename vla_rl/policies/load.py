@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from vla_rl.config import build, resolve_path
 from vla_rl.environment import EnvSpec, VlaVectorEnv
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy, check_compatible
+from vla_rl.policies.specialists import Specialists
 
 
 def load_base(config: Any, *, candidates: int = 1) -> Policy:
@@ -71,13 +73,16 @@ def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
     """The policy that a configuration names, ready for ``env``.
 
     A node with ``_target_`` is instantiated with ``env`` (experts); ``path`` may be a run folder (the policy it
-    has learned), a LeRobot policy folder or a hub id.
+    has learned), a LeRobot policy folder or a hub id; ``paths`` names one for each task.
 
     Raises:
         UserError: nothing there, or it does not fit the environment.
     """
     if config.get("_target_"):
         policy = build(config, env=env)
+    elif config.get("paths"):
+        members = _of_tasks(config, env.env_spec, lambda one: load_policy(one, env))
+        policy = Specialists(members)
     elif config.get("path") and is_run(resolve_path(config.path)):
         beside = {k: config[k] for k in ("asynchronous", "rtc", "blend") if config.get(k)}
         policy = load_run(resolve_path(config.path), env, **beside)
@@ -115,8 +120,29 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     return algorithm.eval_policy
 
 
+def _of_tasks(config: Any, env_spec: EnvSpec, load: Callable[[Any], Policy]) -> dict[str, Policy]:
+    """Instruction -> policy of ``config.paths`` (environment id or instruction -> path), the rest as ``config`` has it."""
+    from omegaconf import OmegaConf
+
+    if config.get("path") or config.get("address"):
+        raise UserError("name either path or paths (one for each task), not both")
+    paths = {env_spec.instruction_of(name): path for name, path in config["paths"].items()}
+    missing = [task for task in env_spec.tasks if task not in paths]
+    if missing:
+        raise UserError(f"paths: no policy for the task '{missing[0]}' of {env_spec.id}")
+    shared = {key: value for key, value in config.items() if key not in ("path", "paths")}
+    members = {}
+    for task, path in paths.items():
+        try:
+            members[task] = load(OmegaConf.create({**shared, "path": path}))
+        except UserError as error:
+            raise UserError(f"specialist for '{task}': {error}") from None
+    return members
+
+
 def load_teacher(config: Any, env_spec: EnvSpec) -> Policy:
-    """Who teaches in the environment of ``env_spec``: ``path`` (LeRobot folder, hub id, run folder) or ``address``; chunks if it has them.
+    """Who teaches in the environment of ``env_spec``: ``path`` (LeRobot folder, hub id, run folder), ``paths`` of a specialist
+    for each task, or ``address``; chunks if it has them.
 
     Raises:
         UserError: neither is named, or it does not fit the environment.
@@ -125,16 +151,19 @@ def load_teacher(config: Any, env_spec: EnvSpec) -> Policy:
 
     from vla_rl.policies.open_loop import OpenLoop
 
+    if config and config.get("paths"):
+        return Specialists(_of_tasks(config, env_spec, lambda one: load_teacher(one, env_spec)))
     if not config or not (config.get("path") or config.get("address")):
         raise UserError(
-            "algorithm.teacher.path is not set: name a policy folder, a hub id or a run folder, or teacher.address of a server"
+            "algorithm.teacher.path is not set: name a policy folder, a hub id or a run folder, or teacher.address of a "
+            "server, or in teacher.paths one for each task"
         )
-    if config.get("path") and is_run(resolve_path(config["path"])):
-        here = SimpleNamespace(env_spec=env_spec, num_envs=1)
-        policy = load_run(resolve_path(config["path"]), here, device=config.get("device") or "cpu")
-    else:
-        policy = load_base(config)
     try:
+        if config.get("path") and is_run(resolve_path(config["path"])):
+            here = SimpleNamespace(env_spec=env_spec, num_envs=1)
+            policy = load_run(resolve_path(config["path"]), here, device=config.get("device") or "cpu")
+        else:
+            policy = load_base(config)
         check_compatible(policy.spec, env_spec)
     except UserError as error:
         raise UserError(f"algorithm.teacher: {error}") from None

@@ -81,7 +81,7 @@ class OpenLoop:
             chunk, index = chunk.clone(), index.clone()
             fresh, after = self._ask(observation, inner[asking], asking, deterministic)
             chunk[asking], index[asking] = fresh, 0
-            inner = _put(inner, asking, after)
+            inner = put(inner, asking, after)
         if self.history > 1:
             inner = self._remember(observation, inner, state["index"])
         row = torch.arange(len(index))
@@ -101,7 +101,7 @@ class OpenLoop:
             return inner
         assert isinstance(self.base, Remembers)
         part = take(observation, rows, self.spec.state_keys + self.spec.image_keys)
-        return _put(inner, rows, self.base.observe(part, inner[rows]))
+        return put(inner, rows, self.base.observe(part, inner[rows]))
 
     def _ask(
         self, observation: Observation, inner: TensorDict, rows: Tensor, deterministic: bool
@@ -123,7 +123,7 @@ class OpenLoop:
         return fresh, after[:: self.candidates]
 
 
-def _put(state: TensorDict, rows: Tensor, part: TensorDict) -> TensorDict:
+def put(state: TensorDict, rows: Tensor, part: TensorDict) -> TensorDict:
     """A copy of ``state`` with ``rows`` [k] replaced."""
     state = state.clone()
     state[rows] = part
