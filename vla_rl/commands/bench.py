@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | dppo_reference [key=value ...]
+       vla-rl bench residual | diffusion | data_study | dppo_reference | decoding [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -11,6 +11,7 @@ usage: vla-rl bench collector [key=value ...]
   diffusion   DPPO, flow-DPPO, DSRL and residual RL on diffusion and flow bases, the same way
   data_study  a VLA cloned from the demonstrations of a noisy expert, of Gaussian PPO and of diffusion RL
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
+  decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
@@ -34,6 +35,7 @@ BENCHES = {
     "diffusion": "vla_rl.bench.diffusion",
     "data_study": "vla_rl.bench.data_study",
     "dppo_reference": "vla_rl.bench.dppo_reference",
+    "decoding": "vla_rl.bench.decoding",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",
