@@ -148,3 +148,13 @@ def test_environment_ids_name_their_instructions():
     assert [spec.instruction_of(i) for i in ("Lift-v1", tiny.TASKS[0])] == [tiny.TASKS[1], tiny.TASKS[0]]
     with pytest.raises(UserError, match="Lift-v1"):
         spec.instruction_of("Lift-v2")
+
+
+def test_the_command_line_names_them():
+    from vla_rl.config import compose
+
+    given = "{button-press-topdown-v3:runs/a,press a button:runs/b}"
+    evaluated = compose("eval", ["env=metaworld", "policy=specialists", f"policy.paths={given}"])
+    assert dict(evaluated.policy.paths) == {"button-press-topdown-v3": "runs/a", "press a button": "runs/b"}
+    trained = compose("train", ["algorithm=opd", f"algorithm.teacher.paths={given}"])
+    assert dict(trained.algorithm.teacher.paths) == dict(evaluated.policy.paths)

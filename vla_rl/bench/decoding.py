@@ -75,7 +75,7 @@ def _subject(config: Any, folder: Path) -> tuple[TokenNetwork, TensorDict, int]:
     }
     outputs = {ACTION: PolicyFeature(FeatureType.ACTION, (config.actions,))}
     policy = token_policy(
-        folder, features=(inputs, outputs), chunk_size=config.chunk, tasks=[PROMPT], **config.model
+        folder, features=(inputs, outputs), chunk_size=config.chunk, tasks=[PROMPT], **(config.model or {})
     )
     network = policy.eval().network
     torch.nn.init.normal_(
