@@ -10,6 +10,7 @@ Every part is a ``vla-rl`` command of its own, kept once finished: stopped at an
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def run(overrides: list[str]) -> int:
     names = chosen("only", config.only, config.tasks)
     sources = [HUMAN, *config.experts]
     for name in names:
-        _experts(config, name)
+        train_experts(config, name, list(config.experts))
         for source in sources:
-            _record(config, name, source)
+            recorded(config, name, source)
     for source in sources:
         _vla(config, names, source)
     _write(config, names, sources)
@@ -43,11 +44,12 @@ def _env(config: Any, name: str) -> list[str]:
     return ["env=metaworld", f"env.ids=[{task.id}]", limit, "env.num_envs=8", workers(config.num_workers)]
 
 
-def _experts(config: Any, name: str) -> None:
-    """Demonstrations, bases, and one run of each learned source."""
+def train_experts(config: Any, name: str, sources: Sequence[str]) -> None:
+    """Demonstrations, bases, and one run of each of the learned ``sources``."""
     folder, env = Path(config.work) / name, _env(config, name)
     demonstrated(folder, env, noise=config.noise, episodes=config.demos)
-    for source, expert in config.experts.items():
+    for source in sources:
+        expert = config.experts[source]
         sizes = [f"train.steps={config.bc_steps}", f"train.chunk_size={config.horizon}"]
         cloned(folder, [*expert.base, *sizes], name=f"{source}-base")
         arguments = [
@@ -65,11 +67,11 @@ def _experts(config: Any, name: str) -> None:
         trained(folder / f"{source}-{config.seed}", arguments)
 
 
-def _record(config: Any, name: str, source: str) -> None:
-    """``episodes`` successes with pictures, on scenes that no evaluation plays."""
+def recorded(config: Any, name: str, source: str) -> Path:
+    """The folder of ``episodes`` successes with pictures, on scenes that no evaluation plays."""
     out = Path(config.work) / "data" / source / name
     if (out / "meta" / "info.json").is_file():
-        return
+        return out
     run_folder = Path(config.work) / name / f"{source}-{config.seed}"
     policy = ["policy=expert", f"policy.noise={config.noise}"]
     if source != HUMAN:
@@ -77,6 +79,7 @@ def _record(config: Any, name: str, source: str) -> None:
     pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
     wanted = [f"episodes={config.episodes}", "seed=700000", f"out={out}"]
     call(["record", *_env(config, name), *pictures, *policy, *wanted], Path(config.work) / "record.log")
+    return out
 
 
 def _vla(config: Any, names: list[str], source: str) -> None:

@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | dppo_reference | decoding [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -10,6 +10,7 @@ usage: vla-rl bench collector [key=value ...]
               benchmarks/results/residual/README.md; finished runs are kept, so it can be stopped and continued
   diffusion   DPPO, flow-DPPO, DSRL and residual RL on diffusion and flow bases, the same way
   data_study  a VLA cloned from the demonstrations of a noisy expert, of Gaussian PPO and of diffusion RL
+  distillation   the specialists of data_study into one token VLA: distillation by several objectives, cloning, PPO
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
@@ -35,6 +36,7 @@ BENCHES = {
     "diffusion": "vla_rl.bench.diffusion",
     "data_study": "vla_rl.bench.data_study",
     "dppo_reference": "vla_rl.bench.dppo_reference",
+    "distillation": "vla_rl.bench.distillation",
     "decoding": "vla_rl.bench.decoding",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",

@@ -1,0 +1,106 @@
+"""``benchmarks/results/distillation``: table, figure and ``results.json`` from whatever has finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vla_rl.report.plots import line_plot
+from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.run_folder import read_metrics
+from vla_rl.stats import wilson
+
+TITLES = {
+    "specialists": "specialists, one per task (teachers)",
+    "student": "student before",
+    "cloning": "cloning the specialists' successes",
+    "reverse": "distillation, reverse KL",
+    "forward": "distillation, forward KL",
+    "hard": "distillation, hard labels",
+    "token_ppo": "token PPO",
+}
+CURVES = ("entropy", "agreement", "success")
+
+
+def write_table(config: Any, names: list[str]) -> None:
+    """Join what has finished in ``config.work`` with the rows already in ``config.out``."""
+    work, out = Path(config.work), Path(config.out)
+    saved = out / "results.json"
+    policies: dict[str, Any] = json.loads(saved.read_text())["policies"] if saved.is_file() else {}
+    for name in ("specialists", "student"):
+        if (work / f"{name}.json").is_file():
+            policies[name] = {"0": _read(work / f"{name}.json")}
+    for file in sorted(work.glob("cloning-*.json")):
+        policies.setdefault("cloning", {})[file.stem.rpartition("-")[2]] = _read(file)
+    curves: dict[str, Any] = {key: {} for key in CURVES}
+    for name in config.runs:
+        for final in sorted(work.glob(f"{name}-*/final.json")):
+            report = final.parent / "report.json"
+            if not report.is_file():
+                continue
+            cost = json.loads(report.read_text())
+            costs = {"train_seconds": cost["train_seconds"], "env_steps": cost["env_steps"]}
+            costs["train_episodes"] = cost["episodes"]
+            seed = final.parent.name.rpartition("-")[2]
+            policies.setdefault(name, {})[seed] = _read(final) | costs
+            rows = read_metrics(final.parent / "metrics.jsonl")
+            for key in CURVES:
+                line = [(float(r["step"]), float(r[key])) for r in rows if key in r]
+                curves[key].setdefault(name, line)
+    rows = [{"name": n, "ours": _rate(p), "unit": "success rate"} for n, p in policies.items()]
+    write_json(saved, {"rows": rows, "policies": policies})
+    for key, series in curves.items():
+        if picture := line_plot(f"{key}, first seed", "environment steps", series, percent=key != "entropy"):
+            write_text(out / f"{key}.svg", picture)
+    write_text(out / "README.md", page(config, names, policies))
+    print(f"wrote {out / 'README.md'}", flush=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found = json.loads(file.read_text())
+    tasks = {task: part["rate"] for task, part in found["per_task"].items()}
+    return {key: found[key] for key in ("successes", "episodes", "rate")} | {"per_task": tasks}
+
+
+def _rate(seeds: dict[str, Any]) -> float:
+    return sum(s["successes"] for s in seeds.values()) / sum(s["episodes"] for s in seeds.values())
+
+
+def page(config: Any, names: list[str], policies: dict[str, Any]) -> str:
+    """The tables."""
+    order = [name for name in TITLES if name in policies] + [name for name in policies if name not in TITLES]
+    lines = [
+        "# Specialists into one token VLA",
+        "",
+        f"`vla-rl bench distillation`: success over {config.episodes} episodes of {len(names)} Meta-World tasks, 95 % Wilson "
+        f"interval over all seeds' episodes; in brackets each seed's success in percent. The student sees one camera and "
+        f"proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.",
+        "",
+        "| policy | success | minutes | episodes played |",
+        "|---|---|---|---|",
+    ]
+    for name in order:
+        seeds = policies[name]
+        won, of = sum(s["successes"] for s in seeds.values()), sum(s["episodes"] for s in seeds.values())
+        low, high = wilson(won, of)
+        each = ", ".join(f"{100 * s['rate']:.0f}" for s in seeds.values())
+        first = next(iter(seeds.values()))
+        minutes = f"{first['train_seconds'] / 60:.0f}" if "train_seconds" in first else "-"
+        played = str(first.get("train_episodes", "-"))
+        rate = f"{100 * won / of:.0f} % ({100 * low:.0f}-{100 * high:.0f}) [{each}]"
+        lines.append(f"| {TITLES.get(name, name)} | {rate} | {minutes} | {played} |")
+    tasks = sorted({task for seeds in policies.values() for s in seeds.values() for task in s["per_task"]})
+    lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
+    lines.append("|---" * (1 + len(order)) + "|")
+    for task in tasks:
+        cells = []
+        for name in order:
+            rates = [s["per_task"][task] for s in policies[name].values() if task in s["per_task"]]
+            cells.append(f"{100 * sum(rates) / len(rates):.0f}" if rates else "-")
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
+    notes = Path(config.out) / "notes.md"
+    if notes.is_file():
+        lines += ["", notes.read_text().strip()]
+    return "\n".join(lines) + "\n"
