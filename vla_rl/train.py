@@ -129,6 +129,7 @@ class Trainer:
             self.algorithm = in_own_process(self.algorithm, config, env, run)
         self.progress = Progress()
         self.recent: deque[bool] = deque(maxlen=WINDOW)
+        scene = self._scenes(learner)
         first = TRAIN_SEEDS * (1 + int(config.run.seed))
         operator = load_teleoperator(config.get("teleop"), env)
         self.schedule = Schedule(config, env, self.algorithm, operator, run.path)
@@ -139,12 +140,24 @@ class Trainer:
         self.collector = Collector(
             env,
             policy if operator is None else Intervened(policy, operator),
-            lambda episode, row: first + episode,
+            lambda episode, row: first + scene(episode, row),
             sink=self._observe if self.watched else self.algorithm.observe,
             on_episode=self._episode,
             starts=self.schedule if self.schedule.stages else None,
         )
         self.metrics: dict[str, float] = {}
+
+    def _scenes(self, learner: str) -> Callable[[int, int], int]:
+        """(episode, row) -> number of its scene: all different, unless the algorithm compares episodes of one scene."""
+        if not self.config.algorithm.get("group"):
+            return lambda episode, row: episode
+        if learner == "process":
+            raise UserError("algorithm.group chooses the scenes that are played: set run.learner=inline")
+        if self.config.get("schedule") and self.config.schedule.get("stages"):
+            raise UserError("algorithm.group compares episodes of one scene: set schedule=none")
+        algorithm: Any = self.algorithm
+        algorithm.arrange(self.env.task_ids())
+        return algorithm.scene
 
     def _observe(self, frames: TensorDict, rows: torch.Tensor) -> None:
         self.progress.interventions += int((frames["intervention"] & ~frames["final"]).sum())

@@ -61,7 +61,7 @@ class Mute:
 
 def test_a_teacher_without_words_teaches_by_what_it_does(student, teacher):
     torch.manual_seed(0)
-    settings = SMALL | {"teacher_blur": 0.8}
+    settings = SMALL | {"teacher_blur": 0.1}
     algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Mute(teacher), **settings)
     before = success_rate(algorithm.eval_policy)
     train(algorithm, 16_000)
@@ -93,7 +93,7 @@ def test_a_teacher_of_single_actions_speaks_of_the_first_words_only(student, obj
 
 
 def test_an_action_becomes_a_gaussian_around_its_word(student):
-    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Teacher(), teacher_blur=0.7, **SMALL)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Teacher(), teacher_blur=0.0875, **SMALL)
     taught, words = algorithm.taught, torch.arange(BINS)
     advice = student.token_head.normalised(words.repeat_interleave(8)[None].view(BINS, 8))
     batch = TensorDict({"advice": advice, "advice_std": torch.zeros_like(advice)}, [BINS])

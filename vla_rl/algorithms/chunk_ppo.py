@@ -6,7 +6,7 @@ the policy of that learner draws one after the other within a decision: denoisin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
 from vla_rl.algorithms.experience import Encoder
+from vla_rl.algorithms.groups import Groups
 from vla_rl.algorithms.ppo import RewardScale
 from vla_rl.algorithms.replayed_value import ReplayedValue
 from vla_rl.environment import EnvSpec
@@ -45,6 +46,8 @@ class ChunkPPOConfig:
         critic_updates: 0 = the critic is fitted on each iteration's returns (PPO); otherwise temporal-difference updates per
             iteration on the newest ``critic_memory`` decisions, which a few hundred decisions per iteration need.
         critic_memory: decisions kept for that.
+        group: 0 = advantages of a critic (GAE); G = of G episodes from the same scene, compared with one another, without a
+            critic (GRPO). Groups that end alike teach nothing and are left out; ``decisions`` are those that are left.
         base_kl: weight of the divergence from the frozen base (0 = none).
         scale_rewards: divide rewards by the running deviation of their discounted sum.
         actor_lr: AdamW step size of the policy.
@@ -66,6 +69,7 @@ class ChunkPPOConfig:
     critic_warmup: int = 2
     critic_updates: int = 0
     critic_memory: int = 10_000
+    group: int = 0
     base_kl: float = 0.0
     scale_rewards: bool = True
     actor_lr: float = 1e-4
@@ -164,7 +168,10 @@ class ChunkPPO:
             gamma=config.gamma,
         )
         self.critic_loss = torch.zeros(())
-        self.decisions = Decisions(num_envs, self.encoder.keys)
+        self.groups = Groups(num_envs, config.group) if config.group else None
+        number = (lambda row: self.groups.begun[row]) if self.groups else None
+        self.decisions = Decisions(num_envs, self.encoder.keys, number=number)
+        self.learns_value = self.groups is None
         self.explore(actor)
         self.eval_policy = OpenLoop(actor, base.horizon)
         self.rewards = RewardScale(num_envs)
@@ -179,9 +186,25 @@ class ChunkPPO:
 
     # ---- data -------------------------------------------------------------------------------------------
 
+    def arrange(self, tasks: Sequence[str]) -> None:
+        """Told of each row's task before the first episode.
+
+        Raises:
+            UserError: a task whose rows cannot be divided into groups.
+        """
+        if self.groups is not None:
+            self.groups.arrange(tasks)
+
+    def scene(self, episode: int, row: int) -> int:
+        """The number of the scene for the ``episode``-th episode, which begins in ``row``."""
+        return episode if self.groups is None else self.groups.begin(row)
+
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Take frames of the decisions that ``policy`` made."""
         self.decisions.observe(frames, rows)
+        if self.groups is not None:
+            for row, number, advantage in self.groups.observe(frames, rows):
+                self.decisions.settle(row, number, advantage)
         self.steps += int((~frames["final"]).sum())
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
@@ -194,7 +217,19 @@ class ChunkPPO:
             f"{type(self).__name__} learns from its own decisions alone: set demonstrations=none, or pretrain on them"
         )
 
+    def _compared(self) -> TensorDict:
+        """Decisions of episodes that were compared with their group's."""
+        batch = self.decisions.take_settled()
+        batch["value"], batch["return"] = torch.zeros(len(batch)), batch["advantage"].clone()
+        return batch
+
     def _prepare(self) -> None:
+        self.batch = self._valued() if self.groups is None else self._compared()
+        self.left = self._updates_for(len(self.batch))
+        self.order = []
+
+    def _valued(self) -> TensorDict:
+        """All decisions that are over, with the critic's advantages."""
         config = self.config
         scale = 1.0
         if config.scale_rewards:
@@ -208,9 +243,7 @@ class ChunkPPO:
         if config.critic_updates and self.learns_value:
             self.replayed.add(fresh)
             self.critic_loss = self.replayed.fit(config.critic_updates, CRITIC_BATCH, scale, self.generator)
-        batch = self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
-        self.batch, self.left = batch, self._updates_for(len(batch))
-        self.order = []
+        return self.decisions.take(self._values, config.gamma, config.gae_lambda, scale)
 
     def _updates_for(self, decisions: int) -> int:
         return self.config.epochs * self._batches(decisions)
@@ -227,15 +260,19 @@ class ChunkPPO:
     # ---- learning ---------------------------------------------------------------------------------------
 
     @property
+    def _collected(self) -> int:
+        return len(self.decisions) if self.groups is None else self.decisions.settled
+
+    @property
     def ready(self) -> bool:
         """Whether an iteration's decisions are over."""
-        return self.left > 0 or len(self.decisions) >= self.config.decisions
+        return self.left > 0 or self._collected >= self.config.decisions
 
     def updates_due(self, env_steps: int | None = None) -> int:
         """What is left of the present iteration's updates."""
         if self.left or not self.ready:
             return self.left
-        return self._updates_for(len(self.decisions))
+        return self._updates_for(self._collected)
 
     def update(self) -> dict[str, Tensor]:
         """One minibatch of (decision, unit) pairs: the critic, and after its warm-up the policy.
@@ -264,9 +301,12 @@ class ChunkPPO:
             self._step(loss, self.actor_optimizer, "actor")
             stop = bool(actor["approx_kl"] > config.target_kl)
             metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
-        returns: Any = self.batch["return"][which]
-        values = self.batch["value"][which]
-        metrics["explained"] = 1 - (returns - values).var() / returns.var().clamp(min=1e-8)
+        if self.groups is None:
+            returns: Any = self.batch["return"][which]
+            values = self.batch["value"][which]
+            metrics["explained"] = 1 - (returns - values).var() / returns.var().clamp(min=1e-8)
+        else:
+            metrics["mixed_groups"] = torch.tensor(self.groups.mixed / max(1, self.groups.seen))
         self.updates += 1
         self.left = 0 if stop else self.left - 1
         if not self.left:
@@ -290,7 +330,8 @@ class ChunkPPO:
         """[B] standardised over the minibatch; 0 where a person did something else, which says nothing of this chunk."""
         assert self.batch is not None
         advantage = self.batch["advantage"][which]
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        if self.groups is None:  # those of groups are standardised already
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         return advantage * self.batch["own"][which]
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, name: str) -> None:
@@ -332,6 +373,7 @@ class ChunkPPO:
             "updates": self.updates,
             "iteration": self.iteration,
             "rewards": self.rewards.state(),
+            "groups": self.groups.state() if self.groups else None,
             "config": asdict(self.config),
         }
         save_learner(folder, self._modules(), self._optimizers(), self._generators(), counters)
@@ -350,5 +392,7 @@ class ChunkPPO:
         self.iteration, self.left, self.batch = counters["iteration"], 0, None
         self.rewards.restore(counters["rewards"])
         if replay:
+            if self.groups is not None:
+                self.groups.restore(counters["groups"])
             self.decisions.load(folder / "decisions")
             self.replayed.load(folder)

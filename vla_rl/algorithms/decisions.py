@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,20 @@ class Decisions:
         keys: observation keys to keep.
         carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
             where the episode ended.
+        number: of the episode under way in a row, where decisions wait for what others of their group come to
+            (``settle``); None = they do not.
     """
 
-    def __init__(self, rows: int, keys: Sequence[str], carry: Sequence[str] = ()) -> None:
-        self.keys, self.carry = tuple(keys), tuple(carry)
+    def __init__(
+        self,
+        rows: int,
+        keys: Sequence[str],
+        carry: Sequence[str] = (),
+        number: Callable[[int], int] | None = None,
+    ) -> None:
+        self.keys, self.carry, self.number = tuple(keys), tuple(carry), number
+        self.settled = 0
+        """Decisions whose advantage is known."""
         self._fresh: dict[int, TensorDict] = {}
         self._open: dict[int, TensorDict] = {}
         self._closed: list[list[TensorDict]] = [[] for _ in range(rows)]
@@ -78,7 +88,30 @@ class Decisions:
         for key in self.carry:
             there = fresh is not None and not final
             decision[f"next_{key}"] = fresh[key] if there else torch.zeros_like(decision[key])  # type: ignore[index]
+        if self.number is not None:
+            decision["number"] = torch.tensor(self.number(row))
+            decision["advantage"] = torch.tensor(torch.nan)
         self._closed[row].append(decision)
+
+    def settle(self, row: int, number: int, advantage: float | None) -> None:
+        """Give the decisions of an episode their ``advantage``; None = forget them."""
+        kept = []
+        for decision in self._closed[row]:
+            if int(decision["number"]) == number:
+                if advantage is None:
+                    continue
+                decision["advantage"] = torch.tensor(advantage)
+                self.settled += 1
+            kept.append(decision)
+        self._closed[row] = kept
+
+    def take_settled(self) -> TensorDict:
+        """Decisions with an ``advantage`` as a batch [N]; they are forgotten here, the others are not."""
+        known: Any = [d for row in self._closed for d in row if not d["advantage"].isnan()]
+        self._closed = [[d for d in row if d["advantage"].isnan()] for row in self._closed]
+        self.settled = 0
+        batch: Any = torch.stack(known)
+        return batch
 
     def over(self) -> TensorDict | None:
         """All that are over, in the order of rows [N]. None: there are none."""
@@ -143,6 +176,8 @@ class Decisions:
         stacked: Any = TensorDict(tensors, batch_size=[sum(lengths)]).unflatten_keys("/")
         parts = iter(stacked.unbind(0))
         self._closed = [[next(parts) for _ in range(n)] for n in lengths]
+        if self.number is not None:
+            self.settled = sum(not d["advantage"].isnan() for row in self._closed for d in row)
 
 
 def _opened(fresh: TensorDict, seen: TensorDict) -> TensorDict:

@@ -49,7 +49,8 @@ class OPDConfig(TokenPPOConfig):
         ratio_cap: drawn words are weighted by how much likelier they have become within the iteration, up to this
             (``reverse_sampled``; the exact objectives need no correction of their words).
         samples: draws of a wordless teacher's action per state.
-        teacher_blur: least deviation of a wordless teacher's Gaussian, in bins.
+        teacher_blur: least deviation of a wordless teacher's Gaussian; the student's words cover -1..1. Much
+            narrower than a word's own spread, it makes ``reverse`` explode.
     """
 
     epochs: int = 2
@@ -62,7 +63,7 @@ class OPDConfig(TokenPPOConfig):
     reward_weight: float = 0.0
     ratio_cap: float = 2.0
     samples: int = 1
-    teacher_blur: float = 2.0
+    teacher_blur: float = 0.1
 
 
 class OPD(TokenPPO):
@@ -96,7 +97,7 @@ class OPD(TokenPPO):
             if name not in OBJECTIVES:
                 raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
         super().__init__(config, base, env_spec, num_envs, device)
-        self.learns_value = config.reward_weight > 0
+        self.learns_value &= config.reward_weight > 0
         if teacher is not None:
             self.taught: Taught | Shown = (
                 Taught(self.actor, teacher)

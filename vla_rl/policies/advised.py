@@ -71,15 +71,15 @@ class Shown(Advised):
         student: who speaks.
         teacher: any policy, with chunks or single actions.
         samples: as ``Advised``; their deviation widens the Gaussian.
-        blur: its least standard deviation, in bins.
+        blur: its least standard deviation, in the student's normalised units (words cover -1..1).
 
     Raises:
         UserError: another action dimension, or a blur that is not positive.
     """
 
-    def __init__(self, student: Spoken, teacher: Policy, samples: int = 1, blur: float = 2.0) -> None:
+    def __init__(self, student: Spoken, teacher: Policy, samples: int = 1, blur: float = 0.1) -> None:
         if blur <= 0:
-            raise UserError(f"algorithm.teacher_blur={blur} must be above 0 bins")
+            raise UserError(f"algorithm.teacher_blur={blur} must be above 0")
         super().__init__(student, teacher, units_of_words(student), samples)
         self.bins, self.blur = student.head.bins, blur
 
@@ -87,7 +87,7 @@ class Shown(Advised):
         """[B, S A, bins] log-probabilities of the first words of the decisions [B] with ``advice`` and ``advice_std``."""
         advice, std = (torch.flatten(decisions[name], 1) for name in self.notes)  # pyright: ignore[reportArgumentType]
         place = ((advice + 1) * self.bins / 2 - 0.5).clamp(0, self.bins - 1)
-        width = (std * self.bins / 2).clamp(min=self.blur)
+        width = std.clamp(min=self.blur) * self.bins / 2
         away = (torch.arange(self.bins).to(place) - place[..., None]) / width[..., None]
         return (-away.square() / 2).log_softmax(-1)
 
