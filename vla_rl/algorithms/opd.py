@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vla_rl.algorithms.held_out import HeldOut
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
+from vla_rl.config import resolve_path
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.action_tokens import kl
@@ -51,6 +53,9 @@ class OPDConfig(TokenPPOConfig):
         samples: draws of a wordless teacher's action per state.
         teacher_blur: least deviation of a wordless teacher's Gaussian; the student's words cover -1..1. Much
             narrower than a word's own spread, it makes ``reverse`` explode.
+        held_out: LeRobotDataset, e.g. of tasks that are not distilled: ``forgotten`` among the metrics is KL(base, student) in its
+            states, once per iteration. None = off.
+        held_out_states: how many of its states.
     """
 
     epochs: int = 2
@@ -64,6 +69,8 @@ class OPDConfig(TokenPPOConfig):
     ratio_cap: float = 2.0
     samples: int = 1
     teacher_blur: float = 0.1
+    held_out: str | None = None
+    held_out_states: int = 128
 
 
 class OPD(TokenPPO):
@@ -98,6 +105,10 @@ class OPD(TokenPPO):
                 raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
         super().__init__(config, base, env_spec, num_envs, device)
         self.learns_value &= config.reward_weight > 0
+        self.held_out = None
+        if teacher is not None and config.held_out:
+            self.held_out = HeldOut(self.actor, resolve_path(config.held_out), config.held_out_states)
+        self.forgotten = torch.zeros(())
         if teacher is not None:
             self.taught: Taught | Shown = (
                 Taught(self.actor, teacher)
@@ -113,6 +124,8 @@ class OPD(TokenPPO):
         self.batch["teacher"] = torch.cat(scored).cpu()  # type: ignore[index]
         for name in self.taught.notes:
             del self.batch[name]
+        if self.held_out is not None:
+            self.forgotten = self.held_out.moved()
 
     @property
     def objective(self) -> str:
@@ -142,6 +155,8 @@ class OPD(TokenPPO):
                 "agreement": (here.argmax(-1) == there.argmax(-1)).float().mean(),
                 "approx_kl": ((new - old).exp() - 1 - (new - old)).mean(),
             }
+        if self.held_out is not None:
+            metrics["forgotten"] = self.forgotten
         if config.reward_weight:
             more, found = self.rewarded_loss(which, old, new)
             loss = loss + config.reward_weight * more
