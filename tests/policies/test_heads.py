@@ -160,3 +160,13 @@ def test_a_regressed_chunk_is_a_gaussian_of_one_step(act_folder):
 def test_more_trained_steps_than_there_are(dit_folder):
     with pytest.raises(UserError, match="trained_steps=9: the policy denoises in 3 steps"):
         Denoised(LeRobotPolicy(dit_folder), trained=9)
+
+
+def test_the_likeliest_mode_brings_its_own_deviation():
+    from vla_rl.policies.step import Step
+
+    mean, std = torch.arange(2 * 3 * 2 * 1.0).view(2, 3, 2, 1), torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    step = Step(mean, std, torch.tensor([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]]).log())
+    found, spread = step.likeliest
+    assert torch.equal(found, torch.stack([mean[0, 1], mean[1, 2]])) and torch.equal(found, step.centre)
+    assert spread[0].unique().tolist() == [2.0] and spread[1].unique().tolist() == [3.0]

@@ -102,14 +102,13 @@ class RPD(DPPO):
         if not weight or not last.any():
             return 0.0, {}
         assert batch is not None
-        mean, std = now.centre[self.actor.part], now.std.expand_as(now.mean)
-        spread = (std if now.log_weights is None else std[:, 0])[self.actor.part]
+        mean, std = (each[self.actor.part] for each in now.likeliest)
         moves = self.advised.moves.to(mean.device)
         length = self.advised.length
         away = distance(
             self.config.loss,
             mean[:, :length][:, moves],
-            spread[:, :length][:, moves],
+            std[:, :length][:, moves],
             batch["advice"][which].to(mean)[:, moves],
             batch["advice_std"][which].to(mean)[:, moves].clamp(min=self.config.min_std),
         )

@@ -29,9 +29,16 @@ class Step:
     @property
     def centre(self) -> Tensor:
         """[B, T', A'] the mean, of a mixture the likeliest mode's."""
+        return self.likeliest[0]
+
+    @property
+    def likeliest(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [B, T', A'], of a mixture the likeliest mode's."""
+        std = self.std.expand_as(self.mean)
         if self.log_weights is None:
-            return self.mean
-        return self.mean[torch.arange(len(self.mean)), self.log_weights.argmax(1)]
+            return self.mean, std
+        row, mode = torch.arange(len(self.mean)), self.log_weights.argmax(1)
+        return self.mean[row, mode], std[row, mode]
 
     def one_of_them(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of one Gaussian per row, drawn by weight."""
