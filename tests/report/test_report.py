@@ -158,6 +158,16 @@ def test_the_page_says_what_happened(page):
     assert "Actor loss" not in titles, "nothing was logged of it"
 
 
+def test_what_distillation_logs_is_plotted(tmp_path, data):
+    logged = [
+        {"step": s, "entropy": 3.0 - s, "agreement": s, "forgotten": s, "mixed_groups": 0.5} for s in (0, 1)
+    ]
+    page = Page(write_report(tmp_path, data | {"metrics": logged}).read_text())
+    titles = " ".join(a["aria-label"] for a in page.all("svg"))
+    for plot in ("Entropy of the action words", "Same likeliest word", "Forgotten", "Groups of episodes"):
+        assert plot in titles
+
+
 def test_overlapping_intervals_are_said(tmp_path, data):
     page = Page(write_report(tmp_path, data | {"final": result(52)}).read_text())
     assert "The two intervals overlap" in page.text

@@ -4,6 +4,8 @@ usage: vla-rl eval policy=... env=... [episodes=N] [seed=S] [json=FILE] [videos=
 
   policy.path=assets/smolvla-nano   any LeRobot policy folder or hub id
   policy.path=runs/NAME             the policy a run has learned (its newest good checkpoint)
+  policy=specialists "policy.paths={drawer-open-v3:runs/a,reach-v3:runs/b}"
+                                    one for each task
   policy=expert                     the scripted expert of the environment
   env=maniskill env.ids=[PushCube-v1]   see configs/env/ for the simulators
   episodes=100 seed=100000          the same seeds whatever the number of environments

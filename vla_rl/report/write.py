@@ -35,6 +35,14 @@ SIGNALS = {
     "Critic loss": {"critic loss": "critic_loss"},
     "Actor loss": {"actor loss": "actor_loss"},
     "Size of the correction (share of its bound)": {"mean correction": "residual"},
+    "Variance of the returns that the critic explains": {"explained": "explained"},
+    "How far the updates of an iteration moved the policy (KL)": {"approximate KL": "approx_kl"},
+    "Entropy of the action words (nats)": {"entropy": "entropy"},
+    "Distance from the teacher (KL per word, nats)": {"reverse KL": "reverse_kl"},
+    "Same likeliest word as the teacher (share)": {"agreement": "agreement"},
+    "Distance from the teacher's action": {"distance": "from_teacher"},
+    "Forgotten in held-out states (KL per word, nats)": {"forgotten": "forgotten"},
+    "Groups of episodes that did not end alike (share)": {"mixed": "mixed_groups"},
     "Interventions (share of steps)": {"taken over": "intervention"},
 }
 """Plot -> line -> key in metrics.jsonl."""
