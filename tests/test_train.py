@@ -274,3 +274,38 @@ def test_evaluations_that_would_let_no_episode_end_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"run.eval_every=40: .*run.eval_env=own"):
         make(run)
     run.close()
+
+
+def test_groups_play_the_same_scenes_through_cuts():
+    """The collector begins and cuts episodes; those that are compared had the same seed."""
+    from vla_rl.algorithms.groups import Groups
+    from vla_rl.rollout.collector import Collector
+
+    groups, seeds, compared = Groups(4, 2), {}, []
+
+    def scene(_, row):
+        seed = groups.begin(row)
+        seeds[row, groups.begun[row]] = seed
+        return seed
+
+    collector = Collector(
+        Reach(4), Walk(0.05), scene, sink=lambda frames, rows: compared.extend(groups.observe(frames, rows))
+    )
+    for _ in range(4):
+        collector.begin()
+        for _ in range(37):
+            collector.step()
+        collector.cut()
+    assert groups.seen and any(advantage is not None for *_, advantage in compared)
+    for first, second in zip(compared[::2], compared[1::2], strict=True):
+        assert seeds[first[:2]] == seeds[second[:2]] and first[0] != second[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "learner", "says"),
+    [({}, "process", "run.learner=inline"), ({"schedule": {"stages": [1]}}, "inline", "schedule=none")],
+)
+def test_groups_where_scenes_cannot_be_chosen(settings, learner, says):
+    beside = SimpleNamespace(config=OmegaConf.create({"algorithm": {"group": 2}} | settings))
+    with pytest.raises(UserError, match=says):
+        Trainer._scenes(beside, learner)  # type: ignore[arg-type]
