@@ -296,7 +296,9 @@ def test_groups_play_the_same_scenes_through_cuts():
         for _ in range(37):
             collector.step()
         collector.cut()
-    assert groups.seen > 4 and groups.mixed == 0, "from one scene, a policy that leaves nothing to chance ends alike"
+    assert groups.seen > 4 and groups.mixed == 0, (
+        "from one scene, a policy that leaves nothing to chance ends alike"
+    )
     for first, second in zip(compared[::2], compared[1::2], strict=True):
         assert seeds[first[:2]] == seeds[second[:2]] and first[0] != second[0]
 

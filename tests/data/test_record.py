@@ -196,6 +196,16 @@ def test_too_few_successes_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_what_succeeded_is_kept_when_more_attempts_are_allowed(tmp_path: Path) -> None:
+    out, settings = tmp_path / "x", {"seed": 5, "cameras": (), "only_success": True}
+    with pytest.raises(UserError, match="attempts=12"):
+        record(Reach(4), Walk(0.03), 5, out, max_attempts=6, **settings)
+    summary = record(Reach(4), Walk(0.03), 5, out, max_attempts=200, **settings)
+    whole = record(Reach(4), Walk(0.03), 5, tmp_path / "y", **settings)
+    assert summary["attempts"] == whole["attempts"] > 6 and summary["successes"] == 5
+    same(out, tmp_path / "y")
+
+
 class TwoTasks(Reach):
     """Row i plays task i mod 2, as ``sim.vector`` deals them; in the second the goal is nearer."""
 

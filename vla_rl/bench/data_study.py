@@ -77,7 +77,8 @@ def recorded(config: Any, name: str, source: str) -> Path:
     if source != HUMAN:
         policy = ["policy=lerobot", f"policy.path={run_folder}", "deterministic=true"]
     pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
-    wanted = [f"episodes={config.episodes}", "seed=700000", f"out={out}"]
+    most = f"attempts={100 * config.episodes}"  # of a poor expert too
+    wanted = [f"episodes={config.episodes}", most, "seed=700000", f"out={out}"]
     call(["record", *_env(config, name), *pictures, *policy, *wanted], Path(config.work) / "record.log")
     return out
 

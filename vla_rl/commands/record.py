@@ -43,6 +43,7 @@ def run(overrides: list[str]) -> int:
                 Path(config.out),
                 seed=config.seed,
                 only_success=config.only_success,
+                max_attempts=config.attempts,
                 deterministic=config.deterministic,
                 journal=config.journal,
                 progress=lambda seen: bar.update(seen["episodes"], attempts=seen["attempts"]),

@@ -101,7 +101,8 @@ class Attempts:
             if kept < self.quota[task]:
                 return UserError(
                     f"only {kept} of {self.limit[task]} attempts at {name} succeeded, {self.quota[task]} "
-                    "were asked for: use a better policy, fewer episodes, or only_success=false"
+                    f"were asked for. They are kept: go on with the same command and attempts={2 * sum(self.limit)}, or use "
+                    "a better policy, fewer episodes, or only_success=false"
                 )
         return UserError("nothing left to record")
 
