@@ -16,6 +16,7 @@ from typing import Any
 
 from vla_rl.bench.steps import call, chosen, cloned, demonstrated, trained, workers
 from vla_rl.config import compose
+from vla_rl.errors import UserError
 from vla_rl.runtime.metrics import write_json, write_text
 
 HUMAN = "noisy_expert"
@@ -28,13 +29,21 @@ def run(overrides: list[str]) -> int:
     config = compose("bench_data_study", overrides)
     names = chosen("only", config.only, config.tasks)
     sources = [HUMAN, *config.experts]
+    left_out = {}
     for name in names:
         train_experts(config, name, list(config.experts))
-        for source in sources:
-            recorded(config, name, source)
+        try:
+            for source in sources:
+                recorded(config, name, source)
+        except UserError as error:  # an expert too poor to record enough: the other tasks are still worth it
+            left_out[name] = str(error)
+            print(f"without {name}: {error}", flush=True)
+    names = [name for name in names if name not in left_out]
+    if not names:
+        raise UserError(f"no task is left to learn from: {next(iter(left_out.values()))}")
     for source in sources:
         _vla(config, names, source)
-    _write(config, names, sources)
+    _write(config, names, sources, left_out)
     return 0
 
 
@@ -115,7 +124,7 @@ def _quality(config: Any, names: list[str], sources: list[str]) -> dict[str, dic
     return {s: {k: sum(r[k] for r in rows[s]) / len(rows[s]) for k in QUALITY} for s in sources}
 
 
-def _write(config: Any, names: list[str], sources: list[str]) -> None:
+def _write(config: Any, names: list[str], sources: list[str], left_out: dict[str, str]) -> None:
     work, out = Path(config.work), Path(config.out)
     judged = {s: json.loads((work / f"vla-{s}.json").read_text()) for s in sources}
     experts = {
@@ -130,18 +139,33 @@ def _write(config: Any, names: list[str], sources: list[str]) -> None:
     vlas = {s: {k: judged[s][k] for k in KEPT} for s in sources}
     write_json(
         out / "results.json",
-        {"rows": rows, "vla": vlas, "per_task": tasks, "experts": experts, "quality": quality},
+        {
+            "rows": rows,
+            "vla": vlas,
+            "per_task": tasks,
+            "experts": experts,
+            "quality": quality,
+            "left_out": left_out,
+        },
     )
-    write_text(out / "README.md", page(config, names, vlas, experts, quality))
+    write_text(out / "README.md", page(config, names, vlas, experts, quality, tasks, left_out))
     print(f"wrote {out / 'README.md'}")
 
 
-def page(config: Any, names: list[str], vlas: Any, experts: Any, quality: Any) -> str:
+def page(
+    config: Any,
+    names: list[str],
+    vlas: Any,
+    experts: Any,
+    quality: Any,
+    tasks: dict[str, dict[str, float]],
+    left_out: dict[str, str],
+) -> str:
     """The tables."""
     lines = [
         "# Demonstrations of three origins",
         "",
-        f"`vla-rl bench data_study`: one VLA (`{config.vla[0]}`) cloned from {config.episodes} successes of each of "
+        f"`vla-rl bench data_study`: one VLA (`{config.vla[0].partition('=')[2]}`) cloned from {config.episodes} successes of each of "
         f"{len(names)} Meta-World tasks, from the noisy scripted expert (noise {config.noise}) and from two learned "
         f"experts per task, each trained for {config.steps} environment steps from {config.demos} demonstrations. "
         f"Success over {config.eval_episodes} episodes, 95 % Wilson interval; one seed.",
@@ -156,6 +180,14 @@ def page(config: Any, names: list[str], vlas: Any, experts: Any, quality: Any) -
         lines.append(
             f"| {source} | {mean} | {100 * part['rate']:.1f} % ({100 * low:.0f}-{100 * high:.0f}) | {numbers} |"
         )
+    lines += ["", "Success in percent, of the experts and of the VLAs:", ""]
+    head = [*(f"expert {s}" for s in experts), *(f"VLA {s}" for s in vlas)]
+    lines += ["| task | " + " | ".join(head) + " |", "|---" * (1 + len(head)) + "|"]
+    for name in names:
+        cells = [experts[s][name] for s in experts] + [tasks[s][config.tasks[name].id] for s in vlas]
+        lines.append(f"| {name} | " + " | ".join(f"{100 * rate:.0f}" for rate in cells) + " |")
+    if left_out:
+        lines += ["", "Left out, an expert being too poor to record enough: " + ", ".join(left_out) + "."]
     notes = Path(config.out) / "notes.md"
     if notes.is_file():
         lines += ["", notes.read_text().strip()]
