@@ -34,6 +34,13 @@ def summary(successes: Sequence[bool], task_ids: Sequence[str]) -> dict[str, Any
     return _one(successes) | {"per_task": {task: _one(groups[task]) for task in sorted(groups)}}
 
 
+def ratio_row(name: str, unit: str, ours: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
+    """A benchmark's row: both sides' means and the ratio of what was measured in pairs, with its interval."""
+    ratio, *interval = ratio_interval(ours, peer)
+    means = {"ours": sum(ours) / len(ours), "peer": sum(peer) / len(peer)}
+    return {"name": name, **means, "unit": unit, "ratio": ratio, "ratio95": interval}
+
+
 def ratio_interval(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
     """Geometric mean of paired ratios ours/peer with its 95 % Student interval (on logarithms).
 

@@ -155,9 +155,9 @@ class Trainer:
             raise UserError("algorithm.group chooses the scenes that are played: set run.learner=inline")
         if self.config.get("schedule") and self.config.schedule.get("stages"):
             raise UserError("algorithm.group compares episodes of one scene: set schedule=none")
-        algorithm: Any = self.algorithm
-        algorithm.arrange(self.env.task_ids())
-        return algorithm.scene
+        groups: Any = self.algorithm.groups  # type: ignore[attr-defined]
+        groups.arrange(self.env.task_ids())
+        return lambda episode, row: groups.begin(row)
 
     def _observe(self, frames: TensorDict, rows: torch.Tensor) -> None:
         self.progress.interventions += int((frames["intervention"] & ~frames["final"]).sum())

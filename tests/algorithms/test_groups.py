@@ -118,7 +118,7 @@ def tokens():
 def begun(tokens, **settings):
     algorithm = token_ppo(OpenLoop(tokens, 4), SPEC, 32, **(SMALL | settings))
     env = Scenes(32, 1)
-    env.scene = algorithm.scene
+    env.scene = lambda _, row: algorithm.groups.begin(row)
     env.reset(torch.ones(32, dtype=torch.bool))
     return algorithm, Loop(env, algorithm.policy, algorithm.observe)
 

@@ -6,7 +6,7 @@ the policy of that learner draws one after the other within a decision: denoisin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,19 +186,6 @@ class ChunkPPO:
 
     # ---- data -------------------------------------------------------------------------------------------
 
-    def arrange(self, tasks: Sequence[str]) -> None:
-        """Told of each row's task before the first episode.
-
-        Raises:
-            UserError: a task whose rows cannot be divided into groups.
-        """
-        if self.groups is not None:
-            self.groups.arrange(tasks)
-
-    def scene(self, episode: int, row: int) -> int:
-        """The number of the scene for the ``episode``-th episode, which begins in ``row``."""
-        return episode if self.groups is None else self.groups.begin(row)
-
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Take frames of the decisions that ``policy`` made."""
         self.decisions.observe(frames, rows)
@@ -217,14 +204,8 @@ class ChunkPPO:
             f"{type(self).__name__} learns from its own decisions alone: set demonstrations=none, or pretrain on them"
         )
 
-    def _compared(self) -> TensorDict:
-        """Decisions of episodes that were compared with their group's."""
-        batch = self.decisions.take_settled()
-        batch["value"], batch["return"] = torch.zeros(len(batch)), batch["advantage"].clone()
-        return batch
-
     def _prepare(self) -> None:
-        self.batch = self._valued() if self.groups is None else self._compared()
+        self.batch = self._valued() if self.groups is None else self.decisions.take_settled()
         self.left = self._updates_for(len(self.batch))
         self.order = []
 

@@ -13,7 +13,7 @@ from vla_rl.policies.load import load_base
 from vla_rl.rollout.clock import time_collection
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_cores, set_threads
-from vla_rl.stats import ratio_interval
+from vla_rl.stats import ratio_row
 
 STOCK = {
     "stock": "collection with the VLA in the loop against the stock camera at every step",
@@ -60,15 +60,7 @@ def run(overrides: list[str]) -> int:
 
 def _ratio(rounds: dict[str, list[dict[str, float]]], stock: str, name: str) -> dict[str, Any]:
     ours, peer = ([r["steps_per_s"] for r in rounds[side]] for side in ("vla_rl", stock))
-    ratio, low, high = ratio_interval(ours, peer)
-    return {
-        "name": name,
-        "ours": sum(ours) / len(ours),
-        "peer": sum(peer) / len(peer),
-        "unit": "environment steps/s",
-        "ratio": ratio,
-        "ratio95": [low, high],
-    }
+    return ratio_row(name, "environment steps/s", ours, peer)
 
 
 def _overhead(rounds: list[dict[str, float]]) -> dict[str, Any]:

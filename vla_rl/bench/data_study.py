@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import call, chosen, cloned, demonstrated, trained, workers
+from vla_rl.bench.steps import (
+    call,
+    chosen,
+    cloned,
+    counted,
+    demonstrated,
+    pretrained,
+    trained,
+    workers,
+    written,
+)
 from vla_rl.config import compose
 from vla_rl.errors import UserError
 from vla_rl.runtime.metrics import write_json, write_text
@@ -92,24 +102,29 @@ def recorded(config: Any, name: str, source: str) -> Path:
     return out
 
 
+def environment(config: Any, names: Sequence[str], limit: int, num_workers: int | None) -> list[str]:
+    """Overrides of an environment with pictures and one row per task."""
+    ids = ",".join(config.tasks[name].id for name in names)
+    return [
+        "env=metaworld",
+        f"env.ids=[{ids}]",
+        f"env.num_envs={len(names)}",
+        f"env.max_episode_steps={limit}",
+        f"env.cameras=[{config.camera}]",
+        f"env.image_size={config.image_size}",
+        workers(num_workers),
+    ]
+
+
 def _vla(config: Any, names: list[str], source: str) -> None:
     """A VLA from one origin's demonstrations of all tasks, and its success on all."""
     work = Path(config.work)
-    out, judged, log = work / f"vla-{source}", work / f"vla-{source}.json", work / f"vla-{source}.log"
-    if not (out / "model.safetensors").is_file() or (out / "training.safetensors").is_file():
-        data = ",".join(str(work / "data" / source / name) for name in names)
-        call(["pretrain", f"datasets=[{data}]", f"out={out}", "threads=1", *config.vla], log)
-    if not judged.is_file():
-        ids = ",".join(config.tasks[name].id for name in names)
-        env = ["env=metaworld", f"env.ids=[{ids}]", f"env.num_envs={len(names)}", workers(config.num_workers)]
-        env += [
-            f"env.cameras=[{config.camera}]",
-            f"env.image_size={config.image_size}",
-            "env.max_episode_steps=150",
-        ]
-        policy = [f"policy.path={out}", f"policy.horizon={config.vla_horizon}"]
-        asked = [f"episodes={config.eval_episodes}", "seed=200000", f"json={judged}"]
-        call(["eval", *env, *policy, *asked], log)
+    out = work / f"vla-{source}"
+    datasets = [recorded(config, name, source) for name in names]
+    pretrained(out, datasets, config.vla, work / f"vla-{source}.log")
+    env = environment(config, names, limit=150, num_workers=config.num_workers)
+    policy = [f"policy.path={out}", f"policy.horizon={config.vla_horizon}"]
+    counted(work / f"vla-{source}.json", env, policy, episodes=config.eval_episodes)
 
 
 def _quality(config: Any, names: list[str], sources: list[str]) -> dict[str, dict[str, float]]:
@@ -188,7 +203,4 @@ def page(
         lines.append(f"| {name} | " + " | ".join(f"{100 * rate:.0f}" for rate in cells) + " |")
     if left_out:
         lines += ["", "Left out, an expert being too poor to record enough: " + ", ".join(left_out) + "."]
-    notes = Path(config.out) / "notes.md"
-    if notes.is_file():
-        lines += ["", notes.read_text().strip()]
-    return "\n".join(lines) + "\n"
+    return written(lines, Path(config.out))

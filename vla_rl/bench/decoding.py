@@ -21,7 +21,7 @@ from vla_rl.keys import ACTION, IMAGES, STATE
 from vla_rl.policies.token_vla.network import TokenNetwork
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
-from vla_rl.stats import ratio_interval
+from vla_rl.stats import ratio_row
 
 PROMPT = "push the cube to the goal"
 
@@ -46,16 +46,9 @@ def run(overrides: list[str]) -> int:
             print(f"ours {sides['ours'][-1]:.3f} s  generate {sides['generate'][-1]:.3f} s", flush=True)
     actions = int(config.batch_size) * int(config.chunk)
     ours, peer = ([actions / seconds for seconds in sides[name]] for name in ("ours", "generate"))
-    ratio, low, high = ratio_interval(ours, peer)
-    row = {
-        "name": "vs_generate",
-        "ours": sum(ours) / len(ours),
-        "peer": sum(peer) / len(peer),
-        "unit": "actions per second",
-        "ratio": ratio,
-        "ratio95": [low, high],
-    }
-    print(f"{ratio:.1f} times as fast (95 % {low:.1f}-{high:.1f})")
+    row = ratio_row("vs_generate", "actions per second", ours, peer)
+    low, high = row["ratio95"]
+    print(f"{row['ratio']:.1f} times as fast (95 % {low:.1f}-{high:.1f})")
     if config.json:
         write_json(Path(config.json), {"rows": [row], "equal_words": same, "seconds": sides})
         print(f"wrote {config.json}")

@@ -55,7 +55,8 @@ def _prepare(config: Any, name: str) -> None:
             ],
             name=base,
         )
-        counted(folder / f"{base}.json", env, _policy(config, folder / base), episodes=config.episodes)
+        blind, policy = [*env, "env.cameras=[]"], _policy(config, folder / base)
+        counted(folder / f"{base}.json", blind, policy, episodes=config.episodes)
 
 
 def _policy(config: Any, path: Path) -> list[str]:

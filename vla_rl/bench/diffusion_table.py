@@ -6,9 +6,11 @@ Runs are kept seed by seed, so that several sessions or machines can fill one ta
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vla_rl.bench.steps import written
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.stats import wilson
 
@@ -48,16 +50,23 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
         if (folder / f"{base}.json").is_file():
             columns[base] = {"base": _read(folder / f"{base}.json")}
     for algorithm in config.runs:
-        for final in sorted(folder.glob(f"{algorithm}-*/final.json")):
-            report = final.parent / "report.json"
-            if not report.is_file():
-                continue
-            cost = json.loads(report.read_text())
-            seed = final.parent.name.rpartition("-")[2]
-            result = _read(final) | {k: cost[k] for k in ("train_seconds", "env_steps", "episodes")}
-            result |= {"train_episodes": result["episodes"], "episodes": _read(final)["episodes"]}
-            columns.setdefault(algorithm, {})[seed] = result
+        for seed, run in finished(folder, algorithm):
+            columns.setdefault(algorithm, {})[seed] = _read(run / "final.json") | costs(run)
     return columns
+
+
+def finished(folder: Path, algorithm: str) -> Iterator[tuple[str, Path]]:
+    """Seed and folder of each of its runs that are over."""
+    for final in sorted(folder.glob(f"{algorithm}-*/final.json")):
+        if (final.parent / "report.json").is_file():
+            yield final.parent.name.rpartition("-")[2], final.parent
+
+
+def costs(run: Path) -> dict[str, Any]:
+    """What a finished run's training took."""
+    report = json.loads((run / "report.json").read_text())
+    taken = {key: report[key] for key in ("train_seconds", "env_steps")}
+    return taken | {"train_episodes": report["episodes"]}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def page(tasks: dict[str, Any], config: Any) -> str:
     ]
     for name in config.tasks:
         row = tasks.get(name, {})
-        cells = [_cell(row[c], c in bases) if c in row else "not run" for c in (*bases, *columns)]
+        cells = [cell(row[c], c in bases) if c in row else "not run" for c in (*bases, *columns)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -103,13 +112,11 @@ def page(tasks: dict[str, Any], config: Any) -> str:
     for name in config.tasks:
         row = tasks.get(name, {})
         lines.append(f"| {name} | " + " | ".join(_cost(row[c]) if c in row else "-" for c in columns) + " |")
-    notes = Path(config.out) / "notes.md"
-    if notes.is_file():
-        lines += ["", notes.read_text().strip()]
-    return "\n".join(lines) + "\n"
+    return written(lines, Path(config.out))
 
 
-def _cell(runs: dict[str, Any], base: bool) -> str:
+def cell(runs: dict[str, Any], base: bool = False) -> str:
+    """Success in percent with its interval, and each seed's unless it is a base's."""
     part = pooled(runs)
     low, high = part["wilson95"]
     seeds = "" if base else " [" + ", ".join(f"{100 * r['rate']:.0f}" for _, r in sorted(runs.items())) + "]"

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vla_rl.bench.diffusion_table import cell, costs, finished, pooled
+from vla_rl.bench.steps import written
 from vla_rl.report.plots import line_plot
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.runtime.run_folder import read_metrics
-from vla_rl.stats import wilson
 
 TITLES = {
     "specialists": "specialists, one per task (teachers)",
@@ -35,20 +36,13 @@ def write_table(config: Any, names: list[str]) -> None:
         policies.setdefault("cloning", {})[file.stem.rpartition("-")[2]] = _read(file)
     curves: dict[str, Any] = {key: {} for key in CURVES}
     for name in config.runs:
-        for final in sorted(work.glob(f"{name}-*/final.json")):
-            report = final.parent / "report.json"
-            if not report.is_file():
-                continue
-            cost = json.loads(report.read_text())
-            costs = {"train_seconds": cost["train_seconds"], "env_steps": cost["env_steps"]}
-            costs["train_episodes"] = cost["episodes"]
-            seed = final.parent.name.rpartition("-")[2]
-            policies.setdefault(name, {})[seed] = _read(final) | costs
-            rows = read_metrics(final.parent / "metrics.jsonl")
+        for seed, run in finished(work, name):
+            policies.setdefault(name, {})[seed] = _read(run / "final.json") | costs(run)
+            rows = read_metrics(run / "metrics.jsonl")
             for key in CURVES:
                 line = [(float(r["step"]), float(r[key])) for r in rows if key in r]
                 curves[key].setdefault(name, line)
-    rows = [{"name": n, "ours": _rate(p), "unit": "success rate"} for n, p in policies.items()]
+    rows = [{"name": n, "ours": pooled(p)["rate"], "unit": "success rate"} for n, p in policies.items()]
     write_json(saved, {"rows": rows, "policies": policies})
     for key, series in curves.items():
         if picture := line_plot(f"{key}, first seed", "environment steps", series, percent=key != "entropy"):
@@ -61,10 +55,6 @@ def _read(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text())
     tasks = {task: part["rate"] for task, part in found["per_task"].items()}
     return {key: found[key] for key in ("successes", "episodes", "rate")} | {"per_task": tasks}
-
-
-def _rate(seeds: dict[str, Any]) -> float:
-    return sum(s["successes"] for s in seeds.values()) / sum(s["episodes"] for s in seeds.values())
 
 
 def page(config: Any, names: list[str], policies: dict[str, Any]) -> str:
@@ -82,14 +72,10 @@ def page(config: Any, names: list[str], policies: dict[str, Any]) -> str:
     ]
     for name in order:
         seeds = policies[name]
-        won, of = sum(s["successes"] for s in seeds.values()), sum(s["episodes"] for s in seeds.values())
-        low, high = wilson(won, of)
-        each = ", ".join(f"{100 * s['rate']:.0f}" for s in seeds.values())
         first = next(iter(seeds.values()))
         minutes = f"{first['train_seconds'] / 60:.0f}" if "train_seconds" in first else "-"
         played = str(first.get("train_episodes", "-"))
-        rate = f"{100 * won / of:.0f} % ({100 * low:.0f}-{100 * high:.0f}) [{each}]"
-        lines.append(f"| {TITLES.get(name, name)} | {rate} | {minutes} | {played} |")
+        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} | {minutes} | {played} |")
     tasks = sorted({task for seeds in policies.values() for s in seeds.values() for task in s["per_task"]})
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
     lines.append("|---" * (1 + len(order)) + "|")
@@ -100,7 +86,4 @@ def page(config: Any, names: list[str], policies: dict[str, Any]) -> str:
             cells.append(f"{100 * sum(rates) / len(rates):.0f}" if rates else "-")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
-    notes = Path(config.out) / "notes.md"
-    if notes.is_file():
-        lines += ["", notes.read_text().strip()]
-    return "\n".join(lines) + "\n"
+    return written(lines, Path(config.out))

@@ -25,7 +25,7 @@ from vla_rl.config import compose, resolve_path
 from vla_rl.keys import ACTION, STATE
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
-from vla_rl.stats import ratio_interval
+from vla_rl.stats import ratio_row
 
 
 def run(overrides: list[str]) -> int:
@@ -72,16 +72,9 @@ def _in_turn(
         print(f"ours {seconds['ours'][-1]:.2f} s  reference {seconds['reference'][-1]:.2f} s", flush=True)
     updates = ours._updates_for(len(ours.batch))
     rates = {side: [updates / taken for taken in values] for side, values in seconds.items()}
-    ratio, *interval = ratio_interval(rates["ours"], rates["reference"])
-    print(f"{ratio:.2f} times as fast (95 % {interval[0]:.2f}-{interval[1]:.2f})")
-    row = {
-        "name": name,
-        "ours": sum(rates["ours"]) / rounds,
-        "peer": sum(rates["reference"]) / rounds,
-        "unit": "updates per second",
-        "ratio": ratio,
-        "ratio95": interval,
-    }
+    row = ratio_row(name, "updates per second", rates["ours"], rates["reference"])
+    low, high = row["ratio95"]
+    print(f"{row['ratio']:.2f} times as fast (95 % {low:.2f}-{high:.2f})")
     return row, seconds
 
 

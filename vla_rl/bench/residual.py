@@ -39,7 +39,7 @@ def _prepare(config: Any, name: str) -> None:
     overrides = "train.overrides={" + ",".join([SMALL, *raw]) + "}"
     cloned(folder, [f"train.steps={task.get('bc_steps', config.bc_steps)}", overrides])
     policy = [f"policy.path={folder}/base", f"policy.horizon={config.horizon}"]
-    counted(folder / "base.json", env, policy, episodes=config.episodes)
+    counted(folder / "base.json", [*env, "env.cameras=[]"], policy, episodes=config.episodes)
 
 
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:

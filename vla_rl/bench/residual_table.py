@@ -7,6 +7,7 @@ from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any
 
+from vla_rl.bench.steps import written
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.stats import wilson
 
@@ -103,10 +104,7 @@ def _page(tasks: dict[str, Any], demos: dict[str, Any], config: Any) -> str:
         row = tasks.get(name, {})
         cells = [_cell(row[c], c) if c in row else "not run" for c in ("base", *TITLES)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    notes = Path(config.out) / "notes.md"
-    if notes.is_file():
-        lines += ["", notes.read_text().strip()]
-    return "\n".join(lines) + "\n"
+    return written(lines, Path(config.out))
 
 
 def _demo(name: str, report: dict[str, Any]) -> str:

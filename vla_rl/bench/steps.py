@@ -67,21 +67,23 @@ def cloned(folder: Path, settings: Sequence[str], *, name: str = "base") -> None
 
     LeRobot's ACT unless ``settings`` say otherwise.
     """
-    base = folder / name
-    if (base / "model.safetensors").is_file() and not (base / "training.safetensors").is_file():
+    fixed = ["train.type=act", ON_STATE, "train.lr=0.0005"]
+    pretrained(folder / name, [folder / "demonstrations"], [*fixed, *settings], folder / "log.txt")
+
+
+def pretrained(out: Path, datasets: Sequence[Path], settings: Sequence[str], log: Path) -> None:
+    """A policy cloned from ``datasets`` in ``out``, unless it is there already; an unfinished one goes on."""
+    if (out / "model.safetensors").is_file() and not (out / "training.safetensors").is_file():
         return
-    fixed = ["train.type=act", ON_STATE, "train.lr=0.0005", "threads=1"]
-    call(
-        ["pretrain", f"datasets=[{folder}/demonstrations]", f"out={base}", *fixed, *settings],
-        folder / "log.txt",
-    )
+    data = ",".join(map(str, datasets))
+    call(["pretrain", f"datasets=[{data}]", f"out={out}", "threads=1", *settings], log)
 
 
 def counted(file: Path, env: Sequence[str], policy: Sequence[str], *, episodes: int) -> None:
     """Success of a policy on the episodes that every final evaluation plays, in ``file``."""
     if not file.is_file():
         asked = [f"episodes={episodes}", "seed=200000", f"json={file}"]
-        call(["eval", *env, "env.cameras=[]", *policy, *asked], file.parent / "log.txt")
+        call(["eval", *env, *policy, *asked], file.parent / "log.txt")
 
 
 def trained(run: Path, arguments: Sequence[str]) -> None:
@@ -93,3 +95,10 @@ def trained(run: Path, arguments: Sequence[str]) -> None:
     else:
         arguments = [*arguments, f"run.root={run.parent}", f"run.name={run.name}"]
     call(["train", *arguments], run.parent / f"{run.name}.log")
+
+
+def written(lines: Sequence[str], out: Path) -> str:
+    """A page of ``lines``, with what ``out/notes.md`` says of them."""
+    notes = out / "notes.md"
+    said = ["", notes.read_text().strip()] if notes.is_file() else []
+    return "\n".join([*lines, *said]) + "\n"

@@ -72,7 +72,7 @@ class Specialists:
             UserError: an instruction that no specialist has.
         """
         which = torch.tensor([self._index(task) for task in observation["task"]], dtype=torch.long)
-        state = state.clone()
+        state = state.clone(recurse=False)  # ``put`` copies what changes
         changed = (state["which"] >= 0) & (state["which"] != which)  # a row that was given another task
         shape = (self.spec.chunk_length,) if self.spec.chunk_length else ()
         action = torch.zeros(len(which), *shape, self.spec.action_dim)
