@@ -154,6 +154,35 @@ def test_the_first_iterations_may_have_another_objective(student, teacher):
     assert algorithm.iteration > 2 and algorithm.objective == "reverse"
 
 
+def test_updates_draw_from_kept_decisions_too_and_number_as_many(student, teacher):
+    torch.manual_seed(0)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **SMALL | {"memory": 1000})
+    sizes, asked, step = set(), [], algorithm.actor_loss_of
+
+    def spy(which, unit):
+        sizes.add(len(algorithm.batch))
+        asked.append(len(which))
+        return step(which, unit)
+
+    algorithm.actor_loss_of = spy  # type: ignore[method-assign]
+    metrics = train(algorithm, 8000)
+    assert max(sizes) == 1000 and min(sizes) < 200, sizes
+    assert algorithm.updates / algorithm.iteration < 6, (
+        "updates follow the new decisions, not all that are kept"
+    )
+    assert 40 < sum(asked) / len(asked) < 90
+    assert metrics[-1]["agreement"] > metrics[0]["agreement"]
+
+
+def test_the_step_size_falls_in_a_line_to_a_tenth(student, teacher):
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **SMALL | {"actor_lr_steps": 6000})
+    rates = []
+    for steps in (2000, 4000, 8000):
+        train(algorithm, steps)
+        rates.append(algorithm.actor_optimizer.param_groups[0]["lr"])
+    assert 1e-3 > rates[0] > rates[1] > rates[2] == pytest.approx(1e-4)
+
+
 def test_reward_beside_the_teacher(student, teacher):
     torch.manual_seed(0)
     settings = SMALL | {"reward_weight": 0.5, "critic_updates": 5}
@@ -198,6 +227,9 @@ def test_a_teacher_whose_words_mean_other_actions(student):
         ),
         ({"teacher": ToyDiffusion(updates=1), "samples": 0}, "algorithm.samples=0 must be at least 1"),
         ({"teacher": None}, "algorithm.teacher.path is not set"),
+        ({"memory": 100, "reward_weight": 0.1}, "algorithm.memory=100: reward and reverse_sampled learn"),
+        ({"memory": 100, "first_objective": "reverse_sampled"}, "set memory=0"),
+        ({"actor_lr_steps": 0}, "algorithm.actor_lr_steps=0 must be at least 1"),
     ],
 )
 def test_bad_settings(student, teacher, settings, says):
@@ -205,19 +237,21 @@ def test_bad_settings(student, teacher, settings, says):
         opd(OpenLoop(student, 4), SPEC, 4, **(SMALL | {"teacher": teacher} | settings))
 
 
-def test_resume_is_bit_exact_and_what_was_learned_acts_alone(student, teacher, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"memory": 300, "actor_lr_steps": 5000}])
+def test_resume_is_bit_exact_and_what_was_learned_acts_alone(student, teacher, tmp_path, more):
     torch.manual_seed(0)
-    first = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **SMALL)
+    settings = SMALL | more
+    first = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **settings)
     train(first, 2000)
     first.save(tmp_path / "a")
     found = []
     for seed in range(2):
         torch.manual_seed(seed)
-        again = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **SMALL)
+        again = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, **settings)
         again.load(tmp_path / "a")
         train(again, 4000)
         found.append(list(again.actor.network.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-    alone = opd(OpenLoop(student, 4), SPEC, 16, teacher=False, **SMALL)  # acts without the teacher
+    alone = opd(OpenLoop(student, 4), SPEC, 16, teacher=False, **settings)  # acts without the teacher
     alone.load(tmp_path / "a", replay=False)
     assert success_rate(alone.eval_policy) == success_rate(first.eval_policy)

@@ -51,6 +51,7 @@ class ChunkPPOConfig:
         base_kl: weight of the divergence from the frozen base (0 = none).
         scale_rewards: divide rewards by the running deviation of their discounted sum.
         actor_lr: AdamW step size of the policy.
+        actor_lr_steps: environment steps over which it falls in a line to a tenth; None = it stays.
         critic_lr: of the critic.
         grad_clip: maximal gradient norm; 0 = none.
         observation_keys: what the critic sees; () = proprioception, the instruction and, in simulation, privileged state.
@@ -73,6 +74,7 @@ class ChunkPPOConfig:
     base_kl: float = 0.0
     scale_rewards: bool = True
     actor_lr: float = 1e-4
+    actor_lr_steps: int | None = None
     critic_lr: float = 1e-3
     grad_clip: float = 0.0
     observation_keys: list[str] = field(default_factory=list)
@@ -91,6 +93,10 @@ def check_settings(config: ChunkPPOConfig) -> None:
     for name in ("decisions", "epochs", "batch_size", "critic_memory"):
         if getattr(config, name) < 1:
             raise UserError(f"algorithm.{name}={getattr(config, name)} must be at least 1")
+    if config.actor_lr_steps is not None and config.actor_lr_steps < 1:
+        raise UserError(
+            f"algorithm.actor_lr_steps={config.actor_lr_steps} must be at least 1; null = no decay"
+        )
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"algorithm.{name}={getattr(config, name)} is outside 0..1")
@@ -208,6 +214,10 @@ class ChunkPPO:
         self.batch = self._valued() if self.groups is None else self.decisions.take_settled()
         self.left = self._updates_for(len(self.batch))
         self.order = []
+        if self.config.actor_lr_steps is not None:
+            gone = min(1.0, self.steps / self.config.actor_lr_steps)
+            for group in self.actor_optimizer.param_groups:
+                group["lr"] = self.config.actor_lr * (1 - 0.9 * gone)
 
     def _valued(self) -> TensorDict:
         """All decisions that are over, with the critic's advantages."""

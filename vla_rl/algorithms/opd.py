@@ -17,6 +17,7 @@ about an action that was decided as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from vla_rl.algorithms.held_out import HeldOut
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.config import resolve_path
+from vla_rl.data.ring import Ring
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.action_tokens import kl
@@ -50,6 +52,9 @@ class OPDConfig(TokenPPOConfig):
         reward_weight: of token PPO's loss on the environment's reward beside the teacher's; 0 = the teacher alone.
         ratio_cap: drawn words are weighted by how much likelier they have become within the iteration, up to this
             (``reverse_sampled``; the exact objectives need no correction of their words).
+        memory: decisions of this and earlier iterations that an iteration's updates draw from, as many updates as its own
+            ask for: what the teacher says in a state stays true whoever came there (DAgger, arXiv 1011.0686). 0 = this
+            iteration's alone.
         samples: draws of a wordless teacher's action per state.
         teacher_blur: least deviation of a wordless teacher's Gaussian; the student's words cover -1..1. Much
             narrower than a word's own spread, it makes ``reverse`` explode.
@@ -67,6 +72,7 @@ class OPDConfig(TokenPPOConfig):
     first_iterations: int = 0
     reward_weight: float = 0.0
     ratio_cap: float = 2.0
+    memory: int = 0
     samples: int = 1
     teacher_blur: float = 0.1
     held_out: str | None = None
@@ -103,7 +109,15 @@ class OPD(TokenPPO):
         for name in (config.objective, config.first_objective or config.objective):
             if name not in OBJECTIVES:
                 raise UserError(f"algorithm.objective={name}: choose from {', '.join(OBJECTIVES)}")
+        if config.memory and (
+            config.reward_weight or "reverse_sampled" in (config.objective, config.first_objective)
+        ):
+            raise UserError(
+                f"algorithm.memory={config.memory}: reward and reverse_sampled learn from words that were just drawn; set memory=0, "
+                "or reward_weight=0 and an exact objective"
+            )
         super().__init__(config, base, env_spec, num_envs, device)
+        self.memory = Ring(config.memory)
         self.learns_value &= config.reward_weight > 0
         self.held_out = None
         if teacher is not None and config.held_out:
@@ -121,11 +135,26 @@ class OPD(TokenPPO):
         super()._prepare()
         assert self.batch is not None
         scored = [self.taught.teach(part) for part in self.batch.split(TEACHER_BATCH)]
-        self.batch["teacher"] = torch.cat(scored).cpu()  # type: ignore[index]
+        self.batch["teacher"] = torch.cat(scored).half().cpu()  # type: ignore[index]
         for name in self.taught.notes:
             del self.batch[name]
+        if self.config.memory:
+            self.memory.append(self.batch.exclude("observation", "next_observation"))
+            self.batch = self.memory.rows[: len(self.memory)]
         if self.held_out is not None:
             self.forgotten = self.held_out.moved()
+
+    def save(self, folder: Path, *, replay: bool = True) -> None:
+        """As ``ChunkPPO``, with the decisions that are kept."""
+        super().save(folder, replay=replay)
+        if replay and self.config.memory:
+            self.memory.save(folder / "memory")
+
+    def load(self, folder: Path, *, replay: bool = True) -> None:
+        """Read what ``save`` wrote."""
+        super().load(folder, replay=replay)
+        if replay and self.config.memory:
+            self.memory.load(folder / "memory")
 
     @property
     def objective(self) -> str:
