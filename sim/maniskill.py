@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.base import Ending
 from sim.maniskill_build import (
     CONTROLS,
     GRIPPER,
@@ -40,6 +41,7 @@ class ManiSkillEnv:
         image_size: height and width of every camera in pixels.
         cameras: names; ``base`` is a close view of the table from a corner, ``front`` from the front, ``wide`` the stock camera's.
         max_episode_steps: time limit; None = the task's own.
+        after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
         task: the instruction; None = ``INSTRUCTIONS``.
         shadows: render shadows (slower; the lean default leaves them out everywhere).
 
@@ -55,6 +57,7 @@ class ManiSkillEnv:
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
         max_episode_steps: int | None = None,
+        after_success: int | None = 0,
         task: str | None = None,
         shadows: bool = False,
     ) -> None:
@@ -85,13 +88,14 @@ class ManiSkillEnv:
             max_episode_steps=max_episode_steps,
             instruction=self.instruction,
         )
+        self.ending = Ending(self.spec.max_episode_steps, after_success)
         self.low = np.array(self.spec.action_low, np.float32)
         self.high = np.array(self.spec.action_high, np.float32)
 
     def reset(self, seed: int | None) -> tuple[dict[str, np.ndarray], str]:
         """Begin the episode of ``seed`` (None: a random one)."""
         self.env.reset(seed=int(np.random.randint(2**31)) if seed is None else int(seed))
-        self.steps = 0
+        self.ending.begin()
         qpos = self.robot.get_qpos()
         self.ik.reset(qpos)
         self.target = qpos[:7].astype(np.float64)
@@ -113,11 +117,9 @@ class ManiSkillEnv:
             self.env._before_simulation_step()
             self.env.scene.step()
             self.env._after_simulation_step()
-        self.steps += 1
         info = self.env.evaluate()
         success = bool(info["success"])
-        truncated = self.steps >= self.spec.max_episode_steps and not success
-        return self._observe(info), float(success), success, truncated, success
+        return (self._observe(info), *self.ending.step(success))
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the camera now."""

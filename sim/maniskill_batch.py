@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sim.base import Ending
 from sim.joined import JoinedEnv
 from sim.maniskill_build import INSTRUCTIONS, JOINT_LEAD, build_scene, privileged, render, spec_of
 from sim.vector import make as make_processes
@@ -98,6 +99,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
         max_episode_steps: int | None = None,
+        after_success: int | None = 0,
         task: str | None = None,
         shadows: bool = False,
         backend: str = "physx_cuda",
@@ -121,7 +123,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
             **scene,
         )
         self.set_spaces(spec, num_envs)
-        self.steps = torch.zeros(num_envs, dtype=torch.int64)
+        self.endings = [Ending(spec.max_episode_steps, after_success) for _ in range(num_envs)]
         self.finished = torch.ones(num_envs, dtype=torch.bool)
         self.closed = False
 
@@ -139,7 +141,8 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         for row in rows:
             self.ik[row].reset(qpos[row])
             self.targets[row, :7] = qpos[row, :7]
-        self.steps[mask] = 0
+        for row in rows:
+            self.endings[row].begin()
         self.finished[mask] = False
         return self._observe(self.env.get_info()), {}
 
@@ -160,12 +163,13 @@ class ManiSkillBatchEnv(VlaVectorEnv):
             env._after_simulation_step()
         if self.cuda:
             env.scene._gpu_fetch_all()
-        self.steps += 1
         info = env.evaluate()
-        success = info["success"].reshape(-1).cpu()
-        truncated = (self.steps >= self.env_spec.max_episode_steps) & ~success
-        self.finished = success | truncated
-        return self._observe(info), success.float(), success.clone(), truncated, {"success": success}
+        now = zip(self.endings, info["success"].reshape(-1).tolist(), strict=True)
+        reward, terminated, truncated, success = (
+            torch.tensor(column) for column in zip(*(ending.step(s) for ending, s in now), strict=True)
+        )
+        self.finished = terminated | truncated
+        return self._observe(info), reward, terminated, truncated, {"success": success}
 
     def _drive(self, action: np.ndarray) -> None:
         """Joint position targets from actions [B, A]."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.base import Ending
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE, image_key
@@ -85,6 +86,7 @@ class MetaWorldEnv:
         image_size: height and width of every camera in pixels.
         cameras: ``corner2``, ``corner``, ``corner3``, ``corner4``, ``topview``, ``behindGripper``, ``gripperPOV``.
         max_episode_steps: time limit; the scripted experts need 30 to 130 steps on nearly every task.
+        after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
         UserError: unknown id (nearest named) or camera.
@@ -97,6 +99,7 @@ class MetaWorldEnv:
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("corner2",),
         max_episode_steps: int | None = 200,
+        after_success: int | None = 0,
     ) -> None:
         if id not in INSTRUCTIONS:
             near = (
@@ -124,7 +127,7 @@ class MetaWorldEnv:
         }
         env.model.camera("corner2").pos[:] = CORNER2
         self.cameras = LeanCameras(env.model, cameras, image_size)
-        self.steps = 0
+        self.ending = Ending(limit, after_success)
         self.spec = EnvSpec(
             id=id,
             state_dim=4,
@@ -149,17 +152,15 @@ class MetaWorldEnv:
         mujoco.mj_resetData(self.env.model, self.env.data)
         self.env.seed(int(np.random.randint(2**31)) if seed is None else int(seed))
         observation, _ = self.env.reset()
-        self.steps = 0
+        self.ending.begin()
         return self._vectors(np.clip(observation, self.low, self.high)), self.instruction
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
         """One control step of 12.5 ms."""
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         observation, _, _, _, info = self.env.step(action)
-        self.steps += 1
         success = bool(info["success"])
-        truncated = self.steps >= self.spec.max_episode_steps and not success
-        return self._vectors(observation), float(success), success, truncated, success
+        return (self._vectors(observation), *self.ending.step(success))
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the cameras now."""

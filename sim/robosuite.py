@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.base import Ending
 from sim.robosuite_control import PandaControl
 from sim.seeding import global_seed
 from vla_rl.environment import EnvSpec
@@ -47,6 +48,7 @@ class RobosuiteEnv:
         cameras: ``agentview``, ``frontview``, ``birdview``, ``sideview``, ``robot0_eye_in_hand``.
         control_freq: control steps per second.
         max_episode_steps: time limit; None = the task's own.
+        after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
         UserError: unknown id (nearest named) or camera.
@@ -60,6 +62,7 @@ class RobosuiteEnv:
         cameras: tuple[str, ...] | list[str] = ("agentview",),
         control_freq: int = 20,
         max_episode_steps: int | None = None,
+        after_success: int | None = 0,
     ) -> None:
         name = {stock: short for short, (stock, *_) in TASKS.items()}.get(id, id)
         if name not in TASKS:
@@ -98,7 +101,7 @@ class RobosuiteEnv:
         self.substeps = int(self.env.control_timestep / self.env.model_timestep)
         self.control = PandaControl(self.env)
         self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,))
-        self.steps = 0
+        self.ending = Ending(limit, after_success)
         self.spec = EnvSpec(
             id=name,
             state_dim=9,
@@ -128,7 +131,7 @@ class RobosuiteEnv:
         with global_seed(int(np.random.randint(2**31)) if seed is None else int(seed)):
             self.env.reset()
         self.control = PandaControl(self.env)
-        self.steps = 0
+        self.ending.begin()
         return self._observe(), self.instruction
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
@@ -140,10 +143,8 @@ class RobosuiteEnv:
             control.apply(action, new=i == 0)
             self._mujoco.mj_step2(model, data)
         self._mujoco.mj_forward(model, data)
-        self.steps += 1
         success = bool(self.env._check_success())
-        truncated = self.steps >= self.spec.max_episode_steps and not success
-        return self._observe(), float(success), success, truncated, success
+        return (self._observe(), *self.ending.step(success))
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the cameras now."""

@@ -17,6 +17,7 @@ from real.kinematics import ArmModel
 from real.safety import AHEAD, SafetyFilter
 from sim.arm_state import capture, put_back
 from sim.arm_world import ArmWorld
+from sim.base import Ending
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE, image_key
@@ -34,6 +35,7 @@ class SimArmEnv:
         image_size: height and width of the pictures in pixels.
         cameras: names from the contract; None = all of them.
         max_episode_steps: time limit in control steps.
+        after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SimArmEnv:
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] | None = None,
         max_episode_steps: int = 150,
+        after_success: int | None = 0,
     ) -> None:
         if id != "ArmLift":
             raise UserError(f"unknown task of the simulated arm {id}: there is ArmLift")
@@ -69,14 +72,15 @@ class SimArmEnv:
             state_names=state_names(self.contract),
             action_names=actions,
         )
-        self.steps = 0
+        self.ending = Ending(max_episode_steps, after_success)
 
     def reset(self, seed: int | None) -> tuple[dict[str, np.ndarray], str]:
         """Begin the episode of ``seed`` (None: a random one)."""
         self.world.reset(seed)
         self.safety.reset(self.world.joints)
         self.commander.reset(self.world.joints)
-        self.steps, self.now = 0, 0.0
+        self.ending.begin()
+        self.now = 0.0
         self.seen = self._seen()
         start = self.safety.position, self.safety.velocity, self.safety.acceleration
         self.commands = deque([start] * (AHEAD + 1), maxlen=AHEAD + 1)
@@ -96,10 +100,8 @@ class SimArmEnv:
             before = self.commands[0]
             self.commands.append((self.safety.position, self.safety.velocity, self.safety.acceleration))
             world.advance(dt, between(before, self.commands[0][2], dt))
-        self.steps += 1
         success = world.success
-        truncated = self.steps >= self.spec.max_episode_steps and not success
-        return self._observe(), float(success), success, truncated, success
+        return (self._observe(), *self.ending.step(success))
 
     def save_state(self) -> dict[str, np.ndarray]:
         """This moment, physics and control stack alike; see ``restore``."""
@@ -108,7 +110,7 @@ class SimArmEnv:
     def restore(self, state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
         """Begin an episode at a saved moment; the same actions then do, bit for bit, what they would have done."""
         put_back(self, state)
-        self.steps = 0
+        self.ending.begin()
         return self._observe(), self.instruction
 
     def look(self) -> dict[str, np.ndarray]:

@@ -157,7 +157,7 @@ def test_a_saved_moment_goes_on_bit_for_bit_in_another_row_and_another_process()
             seen.append((observation[STATE][1], observation[ENV_STATE][1], states(env, 1)))
         arm = SimArmEnv(cameras=[])
         arm.restore(moment)
-        assert arm.steps == 0
+        assert arm.ending.steps == 0
         for action in actions[14:]:
             after, *_ = arm.step(action[0].numpy())
         arm.close()
