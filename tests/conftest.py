@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 sys.path.insert(0, str(Path(__file__).parent / "algorithms"))
+sys.path.insert(0, str(Path(__file__).parent / "policies"))
 
 TIMELESS = (
     "test_contract.py",

@@ -31,7 +31,7 @@ def examples():
 @pytest.mark.parametrize("words", examples())
 def test_example(words):
     command, *rest = words
-    if command in ("bench", "robot"):
+    if command in ("bench", "robot", "critic"):
         action, *rest = rest
         command = f"{command}_{action}"
     if command in ("data", "doctor", "demo", "robot_reset") or any(w.startswith("resume=") for w in rest):

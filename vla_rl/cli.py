@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "improve a base policy by reinforcement learning",
     "eval": "success of a policy with 95 % interval, per task, with videos",
     "data": "smoothness, variety and success of data sets, side by side",
+    "critic": "train, measure and use a vision-language critic: progress and done",
     "serve": "a policy behind a websocket, for clients elsewhere",
     "robot": "a policy on a robot over ROS 2, behind the safety node",
     "bench": "measure collection speed; compare algorithms on many tasks",

@@ -7,6 +7,7 @@ Conformance: ``vla_rl.checks.check_env``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,16 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     """Whether ``save_states`` and ``options["start"]`` are offered."""
     stops: Sequence[str] = ()
     """Why a robot's safety node has ended episodes so far; simulators have none."""
+    halt: str | None = None
+    """Why training should not go on in this environment (a critic that is being exploited); None = nothing speaks against it."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers of its own for a run's log; most have none."""
+        return {}
+
+    def truth(self) -> AbstractContextManager[Any]:
+        """While it is entered, reward and success are the environment's own, whatever else judges: for evaluations."""
+        return nullcontext()
 
     def reset(  # type: ignore[override]
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None

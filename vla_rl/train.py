@@ -190,9 +190,15 @@ class Trainer:
     ) -> Evaluation:
         """Success on fixed seeds of the present policy, or of the frozen ``base`` alone."""
         policy = self.algorithm.eval_policy
-        return evaluate(
-            self.env, self.algorithm.base if base else policy, episodes, seed, film=film, progress=progress
-        )
+        with self.env.truth():
+            return evaluate(
+                self.env,
+                self.algorithm.base if base else policy,
+                episodes,
+                seed,
+                film=film,
+                progress=progress,
+            )
 
     def learn(self) -> None:
         """Collect and update until ``run.steps`` (or ``run.minutes``) is reached; checkpoints on the way."""
@@ -217,6 +223,9 @@ class Trainer:
                 next_log += run.log_every
                 self._log()
             late = run.minutes is not None and progress.seconds > 60 * run.minutes
+            if self.env.halt:
+                print(f"stopped: {self.env.halt}", flush=True)
+                late = True
             evaluating = next_evaluation is not None and progress.steps >= next_evaluation
             # An arm does not wait for a learner that is being started again.
             due = progress.steps >= next_checkpoint and not self._learner_starting()
@@ -289,13 +298,14 @@ class Trainer:
         progress.safety_stops = self._stops_before + len(self.env.stops)
         if progress.safety_stops:
             values["safety_stops"] = progress.safety_stops
-        values |= self.schedule.metrics()
+        values |= self.schedule.metrics() | self.env.metrics()
         self.run.log(progress.steps, **values)
 
     def _evaluate_midway(self) -> None:
         run = self.config.run
         policy = self.algorithm.eval_policy
-        result = evaluate(self.eval_env, policy, run.eval_episodes, run.eval_seed).summary()
+        with self.eval_env.truth():
+            result = evaluate(self.eval_env, policy, run.eval_episodes, run.eval_seed).summary()
         self.run.log(self.progress.steps, evaluation=result, seconds=self.progress.seconds)
 
     # ---- checkpoints ------------------------------------------------------------------------------------

@@ -93,7 +93,16 @@ def tiny_token(out: Path, **settings) -> Path:
     return out
 
 
-def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int = 0, **settings) -> Path:
+def lerobot_folder(
+    out: Path,
+    kind: str,
+    *,
+    images: bool = True,
+    env_state: int = 0,
+    state: int = 5,
+    action: int = 3,
+    **settings,
+) -> Path:
     """Any other LeRobot type with random weights, saved as LeRobot saves it."""
     import torch
     from lerobot.configs import FeatureType, PolicyFeature
@@ -101,12 +110,12 @@ def lerobot_folder(out: Path, kind: str, *, images: bool = True, env_state: int 
 
     from vla_rl.policies.lerobot_folder import register_types
 
-    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (5,))}
+    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (state,))}
     if images:
         inputs["observation.images.base"] = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
     if env_state:
         inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (env_state,))
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (3,))}
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (action,))}
     torch.manual_seed(0)
     register_types()
     config = make_policy_config(

@@ -46,6 +46,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
 
     from vla_rl.config import resolve_path
     from vla_rl.errors import UserError
+    from vla_rl.rewards.build import environment_settings, rewarded
     from vla_rl.runtime.threads import set_threads
     from vla_rl.runtime.versions import MemoryWatch
     from vla_rl.train import Trainer, open_run
@@ -62,7 +63,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
     set_threads(config.run.threads)
     own = eval_env_of(config)
-    env = build(config.env)
+    env = rewarded(build(config.env, **environment_settings(config)), config.get("reward"))
     folder, checkpoint, trainer, eval_env = None, None, None, None
     try:
         with MemoryWatch() as memory:

@@ -110,6 +110,25 @@ class TokenNetwork(nn.Module):
         ).last_hidden_state
         return self._scores(hidden[:, -count:])
 
+    def answer(self, seen: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """[B, bins] of the first word after a question, without proprioception.
+
+        Args:
+            seen: pictures already looked at, [B, tokens, D].
+            words: prompt tokens [B, L].
+            mask: [B, L] which of them are there; those on the right may be missing.
+        """
+        asked = self.vlm.get_input_embeddings()(words)
+        there = torch.cat([mask.new_ones(seen.shape[:2]), mask], 1)
+        hidden = self.language(
+            inputs_embeds=torch.cat([seen, asked.to(seen)], 1),
+            attention_mask=there.long(),
+            position_ids=_positions(there),
+            use_cache=False,
+        ).last_hidden_state
+        last = there.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return self._scores(hidden[torch.arange(len(hidden), device=hidden.device), last])
+
     @torch.no_grad()
     def sample(
         self,

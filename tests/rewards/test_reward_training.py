@@ -1,0 +1,93 @@
+"""``reward=vlac`` from the command line: a run on Meta-World that sees only the critic, resumed, with the audit in its log."""
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from vla_rl.cli import main
+from vla_rl.critic.pairs import PairConfig
+from vla_rl.critic.train import CriticConfig, CriticTrainer
+from vla_rl.critic.trajectories import Trajectory
+from vla_rl.runtime.run_folder import read_metrics
+
+ENV = [
+    "env=metaworld",
+    "env.ids=[drawer-close-v3]",
+    "env.num_envs=2",
+    "env.num_workers=0",
+    "env.max_episode_steps=20",
+    "env.image_size=64",
+]
+RUN = [
+    "policy=lerobot", "policy.horizon=4", "algorithm=residual_td3", "demonstrations=none", "run.base_episodes=2", "run.final_episodes=2",
+    "run.film=0", "algorithm.critic_updates=0", "algorithm.warmup_steps=40",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.lerobot_folder(
+        tmp_path_factory.mktemp("base") / "act",
+        "act",
+        images=False,
+        env_state=39,
+        state=4,
+        action=4,
+        **tiny.ACT,
+    )
+
+
+@pytest.fixture(scope="module")
+def critic(tmp_path_factory):
+    place = tmp_path_factory.mktemp("critic")
+    noise = torch.randint(
+        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    succeeded = torch.arange(6) == 5
+    film = Trajectory(noise, "close the drawer", succeeded, "noise", 5)
+    config = CriticConfig(
+        start=str(tiny.tiny_token(place / "start")),
+        steps=1,
+        batch_size=2,
+        held_out=0.0,
+        pairs=PairConfig(skip=4, references=2),
+    )
+    CriticTrainer(config, [film], place / "critic").learn()
+    return place / "critic"
+
+
+def test_a_run_and_its_continuation(critic, base, tmp_path):
+    run = [
+        *RUN,
+        f"policy.path={base}",
+        f"run.root={tmp_path}",
+        "run.name=a",
+        "run.checkpoint_every=40",
+        "run.log_every=40",
+    ]
+    reward = [
+        "reward=vlac",
+        f"reward.path={critic}",
+        "reward.threshold=0.999",
+        "reward.window=200",
+        "reward.weight=0.25",
+    ]
+    assert main(["train", *ENV, *run, *reward, "run.steps=80"]) == 0
+    rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert any("believed" in row and "false_done" in row for row in rows)
+    base = json.loads((tmp_path / "a" / "base.json").read_text())
+    assert base["episodes"] == 2
+    assert main(["train", f"resume={tmp_path / 'a'}", "run.steps=120"]) == 0
+
+
+def test_what_does_not_fit_is_said_before_anything_is_played(critic, base, tmp_path, capsys):
+    run = [*ENV, *RUN, f"policy.path={base}", f"run.root={tmp_path}", "run.steps=40"]
+    assert main(["train", *run, "reward=vlac", f"reward.path={tmp_path}"]) == 2
+    assert "is no critic" in capsys.readouterr().err
+    small = [word for word in run if "image_size" not in word]
+    assert main(["train", *small, "reward=vlac", f"reward.path={critic}"]) == 2
+    assert "pictures of 96x96, the critic was trained on 64x64" in capsys.readouterr().err
+    assert main(["train", *run, "reward=vlac", f"reward.path={critic}", "reward.shapping=none"]) == 2
+    assert "reward.shap" in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""An environment that a critic rewards: only the critic's word counts in training, only the truth in evaluations."""
+
+import pytest
+import torch
+from reach import CAMERA, Reach, Walk
+
+from vla_rl.errors import UserError
+from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
+from vla_rl.rollout.collector import Collector
+from vla_rl.rollout.evaluate import evaluate
+
+
+class Endless(Reach):
+    """``Reach`` that goes on after success."""
+
+    def reset(self, *, seed=None, options=None):
+        out = super().reset(seed=seed, options=options)
+        mask = torch.ones(self.num_envs, dtype=torch.bool)
+        if options and options.get("reset_mask") is not None:
+            mask = torch.as_tensor(options["reset_mask"])
+        if not hasattr(self, "reached"):
+            self.reached = torch.zeros(self.num_envs, dtype=torch.bool)
+        self.reached[mask] = False
+        return out
+
+    def step(self, actions):
+        observation, _, terminated, _, _ = super().step(actions)
+        first = terminated & ~self.reached
+        self.reached |= terminated
+        self.over = self.steps >= self.env_spec.max_episode_steps
+        nothing = torch.zeros(self.num_envs, dtype=torch.bool)
+        return observation, first.float(), nothing, self.over.clone(), {"success": self.reached.clone()}
+
+
+class Eyes:
+    """A critic by geometry: reads positions off the picture. ``wrong`` believes in whatever is at the left edge."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, wrong: bool = False) -> None:
+        self.notes = {"skip": 3, "threshold": 0.9, "image": [32, 32]}
+        self.wrong, self.asked = wrong, 0
+
+    def check_size(self, pictures):
+        if list(pictures.shape[-2:]) != self.notes["image"]:
+            raise UserError(f"pictures of {tuple(pictures.shape[-2:])}")
+
+    def look(self, pictures):
+        places = []
+        for each in pictures:
+            self.asked += 1
+            points: list[float] = []
+            for channel in (0, 1):
+                bright = (each[channel] > 200).nonzero().float()
+                # The point covers its goal once it is there.
+                points += ((bright.mean(0) - 2) / 13 - 1).tolist() if len(bright) else points[:2]
+            places.append(points)
+        return torch.tensor(places).view(len(pictures), 1, 4)
+
+    def _far(self, seen):
+        here = seen[:, 0]
+        if self.wrong:
+            return (here[:, 0] + 1.1).abs()
+        return (here[:, :2] - here[:, 2:]).norm(dim=1)
+
+    def progress(self, first, second, tasks, reference=None):
+        one, other = self._far(first), self._far(second)
+        change = (one - other) / torch.maximum(one, other).clamp(min=0.05)
+        return change.clamp(-1, 1), torch.full_like(change, 0.05)
+
+    def done(self, seen, tasks, reference=None):
+        return (self._far(seen) < 0.3).float()
+
+
+def judged(rows=4, wrong=False, **settings):
+    return JudgedEnv(Endless(rows, steps=25), Eyes(wrong), VlacConfig(**{"agree": 2} | settings))
+
+
+def run(env, steps, policy=None):
+    frames, episodes = [], []
+    collector = Collector(
+        env,
+        policy or Walk(0.1),
+        lambda e, r: 1000 + e,
+        sink=lambda f, rows: frames.append(f),
+        on_episode=episodes.append,
+    )
+    collector.begin()
+    for _ in range(steps):
+        collector.step()
+    return torch.cat(frames), episodes
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_believed_end_is_rewarded_and_ends_the_episode(late):
+    env = judged(late=late, shaping="none")
+    frames, episodes = run(env, 120)
+    ends = frames["terminated"] & ~frames["final"]
+    assert ends.any() and (frames["reward"][ends] == 1).all()
+    assert (frames["reward"][~ends] == 0).all(), "the simulator's own reward is not to be seen"
+    assert sum(e.success for e in episodes) > 5
+    found = env.metrics()
+    assert found["false_done"] < 0.4 and found["believed"] > 0.5
+    env.close()
+
+
+def test_judged_only_every_few_steps():
+    env = judged(rows=1, agree=100)
+    run(env, 24)
+    assert env.critic.asked == 1 + 8  # the beginning and every third step
+
+
+def test_potential_pays_what_the_value_moves_and_no_more():
+    env = judged(rows=1, agree=100, gamma=1.0, weight=1.0)
+    frames, _ = run(env, 24)
+    assert float(frames["reward"].sum()) == pytest.approx(float(env.track.value[0]), abs=1e-4)
+
+
+def test_evaluations_count_the_truth_and_ask_no_critic():
+    env = judged(wrong=True)
+    run(env, 10)
+    before = env.critic.asked
+    with env.truth():
+        result = evaluate(env, Walk(0.1), 8, 5)
+    assert env.critic.asked == before
+    plain = evaluate(Reach(4, steps=25), Walk(0.1), 8, 5)
+    assert [e.success for e in result.episodes] == [e.success for e in plain.episodes]
+    assert [e.steps for e in result.episodes] == [e.steps for e in plain.episodes]
+
+
+class Left(Walk):
+    """Goes to the left edge, where the wrong critic believes the goal to be."""
+
+    def act(self, observation, state, *, deterministic=False):
+        output, state = super().act(observation, state)
+        output["action"] = torch.tensor([[-0.1, 0.0]]).expand(len(output["action"]), 2).clone()
+        return output, state
+
+
+def test_an_exploited_critic_stops_training():
+    env = judged(wrong=True)
+    run(env, 300, Left())
+    assert env.halt is not None and "were none: the policy exploits it" in env.halt
+    good = judged()
+    run(good, 300)
+    assert good.halt is None
+
+
+def test_rows_do_not_know_each_other():
+    alone, together = judged(rows=1), judged(rows=3)
+    one, _ = run(alone, 20)
+    many, _ = run(together, 20)
+    first = [float(one["reward"][i]) for i in range(9)]
+    assert first == pytest.approx([float(many["reward"][3 * i]) for i in range(9)], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"camera": "wrist"}, "reward.camera=wrist: Reach has the cameras " + CAMERA),
+        ({"shaping": "potential "}, "choose from none, potential"),
+        ({"threshold": 1.01}, "never right often enough"),
+        ({"skip": -1}, "reward.skip=-1 must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        judged(**settings)

@@ -1,0 +1,36 @@
+"""Pictures of one draw as another camera mount and another light would show them, all of them alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def augmented(pictures: Tensor, shift: int, light: float, generator: torch.Generator) -> Tensor:
+    """Pictures uint8 [G, n, 3, H, W] -> float in 0 ... 1, moved and lit at random, the n of a row alike.
+
+    Args:
+        pictures: of G draws.
+        shift: pixels at most, edges repeated.
+        light: share by which brightness and contrast change at most.
+        generator: of the draws.
+    """
+    values = pictures.float() / 255
+    if light:
+        gain, bias = (
+            1 + light * (2 * torch.rand(2, len(values), 1, 1, 1, 1, generator=generator) - 1)
+        ).unbind(0)
+        middle = values.mean((1, 2, 3, 4), keepdim=True)
+        values = ((values - middle) * gain + middle * bias).clamp(0.0, 1.0)
+    if not shift:
+        return values
+    height, width = values.shape[-2:]
+    padded = torch.nn.functional.pad(values.flatten(1, 2), (shift,) * 4, mode="replicate").unflatten(
+        1, values.shape[1:3]
+    )
+    moved = torch.empty_like(values)
+    for row, (dy, dx) in enumerate(
+        torch.randint(0, 2 * shift + 1, (len(values), 2), generator=generator).tolist()
+    ):
+        moved[row] = padded[row, ..., dy : dy + height, dx : dx + width]
+    return moved

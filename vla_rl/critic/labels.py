@@ -1,0 +1,52 @@
+"""What a critic should say: progress of pairs, done of pictures (arXiv 2509.15937, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SAME_PIXELS = 0.01
+"""Two pictures of which fewer pixels than this share differ show no progress."""
+
+PIXEL = 8
+"""Levels of 255 by which a pixel has to differ."""
+
+
+def progress_label(first: Tensor, second: Tensor, end: Tensor) -> Tensor:
+    """[B] in -1 ... 1: from moment ``first`` to ``second`` of an episode that succeeds at ``end``, all int64 [B].
+
+    Forward, the share of what remained: (j - i) / (end - i). Backward it is minus the way there, as the reference code
+    turns a critic around (``critic_to_value_simple``); the paper's formula taken literally leaves -1 ... 1 near the end.
+    """
+    first, second = (torch.minimum(each, end) for each in (first, second))
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    share = (high - low) / (end - low).clamp(min=1)
+    return torch.where(second >= first, share, -share)
+
+
+def done_label(moment: Tensor, end: Tensor, success: Tensor) -> Tensor:
+    """[B] 1 from the success on, 0 before 80 % of the way or in an episode that fails, NaN in between: nobody can say."""
+    label = torch.full(moment.shape, torch.nan)
+    label[moment < 0.8 * end] = 0.0
+    label[~success] = 0.0
+    label[success & (moment >= end)] = 1.0
+    return label
+
+
+def still(first: Tensor, second: Tensor) -> Tensor:
+    """[B] whether two pictures uint8 [B, 3, H, W] show the same."""
+    moved = (first.int() - second.int()).abs().amax(1) > PIXEL
+    return moved.float().mean((1, 2)) < SAME_PIXELS
+
+
+def soft_words(values: Tensor, bins: int, width: float) -> Tensor:
+    """[B, bins] a Gaussian over the words of -1 ... 1 around ``values`` [B]: neighbours of the right word are nearly right.
+
+    Args:
+        values: what is true.
+        bins: words.
+        width: standard deviation, in the values' units.
+    """
+    centres = (torch.arange(bins, device=values.device) + 0.5) * (2 / bins) - 1
+    away = (centres - values[:, None]) / width
+    return (-away.square() / 2).softmax(-1)

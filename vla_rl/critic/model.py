@@ -1,0 +1,259 @@
+"""The critic: a token VLA's own network, asked another question.
+
+The answer is one of the words that the same network acts with, whose range -1 ... 1 is progress from -100 % to 100 %; all of its
+distribution is read, so that a judgement has decimals and a standard deviation and needs one pass and no decoding. Pictures come
+first, each looked at once whatever the number of pairs it is in: reference, then the two to compare, then the question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_rl.critic.trajectories import Trajectory
+from vla_rl.critic.value import ValueFilter
+from vla_rl.errors import UserError
+
+NOTES = "critic.json"
+"""In a critic's folder, beside what any token VLA has."""
+
+PROGRESS = "Compare two images: how much closer is the second to {task}?"
+DONE = "Has the robot finished to {task}?"
+
+BATCH = 64
+"""Pictures or questions per pass."""
+
+LONGEST = 255
+"""Bytes of an instruction."""
+
+
+@dataclass
+class Judged:
+    """What a critic makes of a trajectory of T pictures.
+
+    Attributes:
+        moments: [M] indices of the pictures that were judged, first and last among them.
+        value: [M] 0 ... 1, 0 at the first.
+        work: [M] what the value is made of (``vla_rl.critic.value.work_of``); below 0 where it is further from done than at the first.
+        std: [M] standard deviation of the value.
+        pairs: [M - 1] progress from one judged moment to the next.
+        done: [M] chance that the task is done.
+    """
+
+    moments: Tensor
+    value: Tensor
+    work: Tensor
+    std: Tensor
+    pairs: Tensor
+    done: Tensor
+
+
+class Critic:
+    """Progress and done from pictures and a sentence.
+
+    Args:
+        policy: LeRobot's side of a ``token_vla``.
+        notes: what ``vla-rl critic train`` wrote: ``image`` (height, width), ``skip`` frames between judgements, ``threshold``
+            of done, ``tasks`` that it was trained on, ``references`` pictures of a reference.
+
+    Raises:
+        UserError: another type of policy.
+    """
+
+    def __init__(self, policy: Any, notes: dict[str, Any]) -> None:
+        if policy.config.type != "token_vla":
+            raise UserError(
+                f"a {policy.config.type} policy cannot judge: a critic is a token_vla (vla-rl critic train)"
+            )
+        from transformers import AutoTokenizer
+
+        self.policy, self.network, self.notes = policy, policy.network, notes
+        self.tokenizer = AutoTokenizer.from_pretrained(policy.config.vlm_model_name)
+        self.tokenizer.padding_side = "right"
+        self.bins: int = policy.config.bins
+        self.centres = (torch.arange(self.bins) + 0.5) * (2 / self.bins) - 1
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Critic:
+        """A folder that ``vla-rl critic train`` wrote.
+
+        Raises:
+            UserError: no critic, or damaged.
+        """
+        from vla_rl.config import resolve_path
+        from vla_rl.policies.lerobot_folder import load_policy_folder, read_config
+
+        folder = resolve_path(str(path))
+        file = folder / NOTES
+        if not file.is_file():
+            raise UserError(f"{folder} is no critic (no {NOTES}): make one with vla-rl critic train")
+        try:
+            notes = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: copy the folder again") from error
+        policy = load_policy_folder(folder, read_config(folder, device))[0]
+        critic = cls(policy.eval().to(device), notes)
+        critic.network.requires_grad_(False)
+        return critic
+
+    # ---- the network ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def words(self, prompt: str, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [B, L] of a question about each of ``tasks``.
+
+        Raises:
+            UserError: an instruction that is empty or too long.
+        """
+        for task in set(tasks):
+            if not task.strip() or len(task.encode()) > LONGEST:
+                raise UserError(
+                    f"the instruction {task[:40]!r} has {len(task.encode())} bytes: 1 to {LONGEST}"
+                )
+        asked = self.tokenizer(
+            [prompt.replace("{task}", task) for task in tasks], padding=True, return_tensors="pt"
+        )
+        return asked["input_ids"].to(self.device), asked["attention_mask"].bool().to(self.device)
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """[n, tokens, D] of pictures uint8 [n, 3, H, W], or float in 0 ... 1."""
+        self.check_size(pictures)
+        return torch.cat([self.network.look(part.to(self.device)) for part in pictures.split(BATCH)])
+
+    def check_size(self, pictures: Tensor) -> None:
+        """Refuse pictures of another size than it was trained on: another camera is another world to it.
+
+        Raises:
+            UserError: named.
+        """
+        size = list(pictures.shape[-2:])
+        if (want := self.notes.get("image")) and size != want:
+            raise UserError(f"pictures of {size[0]}x{size[1]}, the critic was trained on {want[0]}x{want[1]}")
+
+    def compared(self, first: Tensor, second: Tensor, reference: Tensor | None = None) -> Tensor:
+        """What a question about progress shows, [B, n, tokens, D]: reference, both pictures and, where ``differences`` is noted, what
+        changed between them, as the vision tower sees it. A small model finds no way to compare two pictures by itself for thousands
+        of steps.
+
+        Args:
+            first: looked at, [B, tokens, D].
+            second: the same.
+            reference: [B, R, tokens, D] or None.
+        """
+        parts = [first[:, None], second[:, None]]
+        if self.notes.get("differences"):
+            parts.append((second - first)[:, None])
+        return torch.cat(([] if reference is None else [reference]) + parts, 1)
+
+    def answers(self, seen: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits [B, bins] of the answer to questions about pictures already looked at.
+
+        Args:
+            seen: [B, n, tokens, D].
+            words: of ``words``.
+        """
+        return self.network.answer(seen.flatten(1, 2), *words)
+
+    # ---- questions --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def progress(
+        self, first: Tensor, second: Tensor, tasks: Sequence[str], reference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Progress in -1 ... 1 from pictures ``first`` to ``second``, and its standard deviation, [B] each.
+
+        Args:
+            first: looked at, [B, tokens, D].
+            second: the same.
+            tasks: B instructions.
+            reference: of an episode that succeeded, looked at, [R, tokens, D]; None = none.
+        """
+        shown = None if reference is None else reference.expand(len(first), *reference.shape)
+        seen = self.compared(first, second, shown)
+        means, deviations = [], []
+        words = self.words(PROGRESS, tasks)
+        for start in range(0, len(seen), BATCH):
+            part = slice(start, start + BATCH)
+            chances = self.answers(seen[part], (words[0][part], words[1][part])).softmax(-1).cpu()
+            mean = chances @ self.centres
+            means.append(mean)
+            deviations.append(((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt())
+        return torch.cat(means), torch.cat(deviations)
+
+    @torch.no_grad()
+    def done(self, seen: Tensor, tasks: Sequence[str], reference: Tensor | None = None) -> Tensor:
+        """[B] chance that the task is done in pictures already looked at [B, tokens, D]; ``reference`` as ``progress``."""
+        asked = seen[:, None]
+        if reference is not None:
+            asked = torch.cat([reference.expand(len(seen), *reference.shape), asked], 1)
+        words = self.words(DONE, tasks)
+        chances = []
+        for start in range(0, len(seen), BATCH):
+            part = slice(start, start + BATCH)
+            chances.append(yes(self.answers(asked[part], (words[0][part], words[1][part]))).sigmoid().cpu())
+        return torch.cat(chances)
+
+    def refer(self, reference: Trajectory) -> Tensor:
+        """A reference, looked at [R, tokens, D]: ``references`` moments from beginning to success, evenly apart.
+
+        Raises:
+            UserError: it did not succeed, or another size.
+        """
+        if not reference.success:
+            raise UserError(f"{reference.name} did not succeed: it cannot be a reference")
+        with torch.no_grad():
+            return self.look(
+                reference.pictures[reference_moments(reference.end, int(self.notes["references"]))]
+            )
+
+    def judge(
+        self, pictures: Tensor, task: str, reference: Tensor | None = None, skip: int | None = None
+    ) -> Judged:
+        """Value and done of every ``skip``-th picture [T, 3, H, W] uint8 and the last one.
+
+        Raises:
+            UserError: fewer than two pictures, or another size.
+        """
+        if len(pictures) < 2:
+            raise UserError(f"{len(pictures)} pictures: progress needs at least two")
+        skip = skip or int(self.notes["skip"])
+        moments = torch.arange(0, len(pictures), skip)
+        if moments[-1] != len(pictures) - 1:
+            moments = torch.cat([moments, torch.tensor([len(pictures) - 1])])
+        with torch.no_grad():
+            seen = self.look(pictures[moments])
+        tasks = [task] * (len(moments) - 1)
+        pair = self.progress(seen[:-1], seen[1:], tasks, reference)
+        whole = self.progress(seen[:1].expand(len(tasks), -1, -1), seen[1:], tasks, reference)
+        track = ValueFilter(1)
+        values, work, spread = [0.0], [0.0], [0.0]
+        row = torch.zeros(1, dtype=torch.long)
+        for i in range(len(tasks)):
+            now = track.update(
+                row, (pair[0][i : i + 1], pair[1][i : i + 1]), (whole[0][i : i + 1], whole[1][i : i + 1])
+            )
+            values.append(float(now))
+            work.append(float(track.work))
+            spread.append(float(track.std))
+        done = self.done(seen, [task] * len(moments), reference)
+        return Judged(moments, torch.tensor(values), torch.tensor(work), torch.tensor(spread), pair[0], done)
+
+
+def yes(logits: Tensor) -> Tensor:
+    """Log-odds [B] of the last word against the first: of "done" against "not done"."""
+    return logits[:, -1] - logits[:, 0]
+
+
+def reference_moments(end: int, count: int) -> Tensor:
+    """``count`` moments from 0 to ``end``, evenly apart."""
+    return torch.linspace(0, end, count).round().long()

@@ -1,0 +1,192 @@
+"""Batches of questions with their answers, drawn from trajectories; deterministic by generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vla_rl.critic.labels import done_label, progress_label, still
+from vla_rl.critic.model import reference_moments
+from vla_rl.critic.trajectories import Trajectory
+from vla_rl.errors import UserError
+
+AS_SHOWN = "do as shown"
+"""The instruction of a question whose reference alone says what is wanted."""
+
+PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0))
+"""Of the three moments of a draw: a short way and a long one, there and back, so that half of all pairs lead back."""
+
+
+@dataclass
+class PairConfig:
+    """What is drawn.
+
+    Attributes:
+        skip: frames between the moments that will be judged; the short pairs are that far apart.
+        mismatch: share of draws with the instruction of another task: no progress, not done.
+        same: share of draws whose short pair is one moment twice.
+        references: pictures of a reference.
+        reference_share: share of batches that come with a reference of the same task.
+        nameless: share of draws with a reference whose instruction does not name the task.
+    """
+
+    skip: int = 5
+    mismatch: float = 0.1
+    same: float = 0.05
+    references: int = 6
+    reference_share: float = 0.5
+    nameless: float = 0.5
+
+
+def check(config: PairConfig) -> None:
+    """Refuse settings that mean nothing.
+
+    Raises:
+        UserError: named.
+    """
+    if config.skip < 1:
+        raise UserError(f"train.pairs.skip={config.skip} must be at least 1")
+    if config.references < 2:
+        raise UserError(
+            f"train.pairs.references={config.references}: a reference has a beginning and an end, at least 2"
+        )
+    for name in ("mismatch", "same", "reference_share", "nameless"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"train.pairs.{name}={getattr(config, name)} is outside 0..1")
+
+
+@dataclass
+class Questions:
+    """A batch: G draws of pairs and as many single pictures.
+
+    Attributes:
+        moments: [G, 3] frames of the pairs (``PAIRS``).
+        progress: [G, 4] answers.
+        tasks: G instructions.
+        pictures: [G] frames of the question whether all is done.
+        done: [G] 0 or 1.
+        done_tasks: G instructions.
+        references: [2 G, R] frames, of pairs and then of pictures; None: a batch without.
+    """
+
+    moments: Tensor
+    progress: Tensor
+    tasks: list[str]
+    pictures: Tensor
+    done: Tensor
+    done_tasks: list[str]
+    references: Tensor | None = None
+
+
+@dataclass
+class Pairs:
+    """Draws questions.
+
+    Args:
+        trajectories: at least one of them successful.
+        config: settings.
+        generator: of all draws.
+
+    Raises:
+        UserError: no success, or settings that mean nothing.
+    """
+
+    trajectories: Sequence[Trajectory]
+    config: PairConfig
+    generator: torch.Generator
+    frames: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        check(self.config)
+        self.good = [i for i, t in enumerate(self.trajectories) if t.success]
+        if not self.good:
+            raise UserError(
+                f"none of the {len(self.trajectories)} episodes succeeded: progress is learned from those that do"
+            )
+        self.frames = torch.cat([t.pictures for t in self.trajectories])
+        lengths = torch.tensor([len(t) for t in self.trajectories])
+        self.first = lengths.cumsum(0) - lengths
+        self.tasks = sorted({t.task for t in self.trajectories})
+        self.by_task = {
+            task: [i for i in self.good if self.trajectories[i].task == task] for task in self.tasks
+        }
+
+    def draw(self, count: int) -> Questions:
+        """``count`` draws of pairs and of pictures."""
+        shown = self._chance() < self.config.reference_share
+        rows = [self._pairs(shown) for _ in range(count)]
+        others = [self._picture(shown, index % 2 == 0) for index in range(count)]
+        moments = torch.tensor([row[0] for row in rows])
+        labels = torch.stack([row[1] for row in rows])
+        for column, (one, other) in enumerate(PAIRS):
+            labels[still(self.frames[moments[:, one]], self.frames[moments[:, other]]), column] = 0.0
+        references = torch.stack([row[3] for row in rows] + [row[3] for row in others]) if shown else None
+        return Questions(
+            moments,
+            labels,
+            [row[2] for row in rows],
+            torch.tensor([row[0] for row in others]),
+            torch.tensor([row[1] for row in others]),
+            [row[2] for row in others],
+            references,
+        )
+
+    def _pairs(self, shown: bool) -> tuple[list[int], Tensor, str, Tensor]:
+        which = self._one(self.good)
+        trajectory = self.trajectories[which]
+        end = trajectory.end
+        i = self._below(end)
+        near = i if self._chance() < self.config.same else min(i + self.config.skip, end)
+        far = i + 1 + self._below(end - i)
+        places = torch.tensor([i, near, far])
+        one, other = (places[[pair[side] for pair in PAIRS]] for side in (0, 1))
+        labels = progress_label(one, other, torch.full((4,), end))
+        task, reference, wrong = self._asked(trajectory.task, which, shown)
+        if wrong:
+            labels = torch.zeros(4)
+        first = int(self.first[which])
+        return [first + int(p) for p in places], labels, task, reference
+
+    def _picture(self, shown: bool, done: bool) -> tuple[int, float, str, Tensor]:
+        while True:
+            which = self._one(self.good) if done else self._below(len(self.trajectories))
+            trajectory = self.trajectories[which]
+            if done:
+                moment = trajectory.end + self._below(len(trajectory) - trajectory.end)
+            else:
+                moment = self._below(len(trajectory))
+            label = done_label(
+                torch.tensor([moment]), torch.tensor([trajectory.end]), torch.tensor([trajectory.success])
+            )
+            if not label.isnan():
+                break
+        task, reference, wrong = self._asked(trajectory.task, which, shown)
+        return int(self.first[which]) + moment, 0.0 if wrong else float(label), task, reference
+
+    def _asked(self, task: str, which: int, shown: bool) -> tuple[str, Tensor, bool]:
+        """The instruction that is given, the frames of its reference, and whether it is another task's."""
+        others = [t for t in self.tasks if t != task and self.by_task[t]]
+        wrong = bool(others) and self._chance() < self.config.mismatch
+        asked = others[self._below(len(others))] if wrong else task
+        if not shown:
+            return asked, torch.zeros(0, dtype=torch.long), wrong
+        choices = [i for i in self.by_task[asked] if i != which] or self.by_task[asked]
+        if not choices:  # only failures of this task: nothing can be shown
+            return asked, self._moments_of(self._one(self.good)), True
+        reference = self._moments_of(self._one(choices))
+        return (AS_SHOWN if self._chance() < self.config.nameless else asked), reference, wrong
+
+    def _moments_of(self, which: int) -> Tensor:
+        return self.first[which] + reference_moments(self.trajectories[which].end, self.config.references)
+
+    def _chance(self) -> float:
+        return float(torch.rand((), generator=self.generator))
+
+    def _below(self, count: int) -> int:
+        return int(torch.randint(max(1, count), (), generator=self.generator))
+
+    def _one(self, choices: Sequence[int]) -> int:
+        return choices[self._below(len(choices))]

@@ -1,0 +1,45 @@
+"""The reward of a configuration, around its environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_rl.config import resolve_path, typed
+from vla_rl.environment import VlaVectorEnv
+from vla_rl.errors import UserError
+
+
+def judges(reward: Any) -> bool:
+    """Whether a configuration's ``reward`` is a critic's."""
+    if not reward or reward.get("kind", "success") == "success":
+        return False
+    if reward.kind != "vlac":
+        raise UserError(f"reward.kind={reward.kind}: choose from success, vlac")
+    return True
+
+
+def environment_settings(config: Any) -> dict[str, Any]:
+    """What the environment of training needs beside its own configuration: to go on after success, where a critic judges."""
+    return {"after_success": None} if judges(config.get("reward")) and "after_success" in config.env else {}
+
+
+def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
+    """``env`` with the reward of a configuration; ``env`` itself where that is its own success.
+
+    Raises:
+        UserError: no critic, or one that does not fit the environment.
+    """
+    if not judges(reward):
+        return env
+    from vla_rl.critic.model import Critic
+    from vla_rl.critic.trajectories import read_trajectories
+    from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
+
+    if not reward.get("path"):
+        raise UserError("reward.path is not set: the folder of a critic (vla-rl critic train)")
+    settings = {k: v for k, v in reward.items() if k not in ("kind", "path", "references", "device")}
+    critic = Critic.load(reward.path, reward.get("device") or "cpu")
+    shown = [resolve_path(d) for d in reward.get("references") or []]
+    references = read_trajectories(shown, reward.get("camera")) if shown else []
+    looked = {t.task: critic.refer(t) for t in reversed(references) if t.success}
+    return JudgedEnv(env, critic, typed(VlacConfig, settings, "reward."), looked)

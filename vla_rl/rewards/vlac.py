@@ -1,0 +1,283 @@
+"""A critic's progress and done in place of the environment's reward (VLAC, arXiv 2509.15937).
+
+Around any environment: learners see the critic's reward and the end that it believes in, and never the simulator's. What the
+simulator knows is kept for the audit, and counts in evaluations (``truth``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_rl.critic.model import Critic
+from vla_rl.critic.value import ValueFilter
+from vla_rl.environment import Observation, VlaVectorEnv, row_mask
+from vla_rl.errors import UserError
+from vla_rl.keys import TASK, image_key
+from vla_rl.rewards.guards import SHAPINGS, Agreement, Audit, shaped
+
+Judgement = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Looked at [k, tokens, D], pair and its deviation [k], whole and its deviation [k], chance of done [k]."""
+
+
+@dataclass
+class VlacConfig:
+    """Settings.
+
+    Attributes:
+        skip: control steps between judgements; None = as the critic was trained. The length of a chunk is a good choice.
+        camera: name; None = the environment's first.
+        shaping: reward for progress (``vla_rl.rewards.guards``): ``potential``, ``clip``, ``delta``, ``none``, ``unguarded``.
+        weight: of that reward.
+        gamma: discount between two judgements, of ``potential``: the learner's own, over that many steps.
+        limit: of ``clip``.
+        done_reward: at the end that the critic believes in.
+        threshold: chance of done; None = as calibrated.
+        agree: judgements in a row that have to say done.
+        late: judge beside stepping, in a thread of its own; reward and end then come one judgement late.
+        window: episodes of the audit.
+        false_limit: share of falsely believed successes at which training stops; 1 = never.
+    """
+
+    skip: int | None = None
+    camera: str | None = None
+    shaping: str = "potential"
+    weight: float = 0.5
+    gamma: float = 0.95
+    limit: float = 0.1
+    done_reward: float = 1.0
+    threshold: float | None = None
+    agree: int = 2
+    late: bool = False
+    window: int = 50
+    false_limit: float = 0.5
+
+
+class JudgedEnv(VlaVectorEnv):
+    """``env`` as a critic rewards it.
+
+    ``info["success"]`` stays what the environment knows (an episode that has succeeded at some moment); ``info["believed"]`` [B] bool
+    is the critic's.
+
+    Args:
+        env: goes on after success (``env.after_success=null``), so that only the critic ends an episode early.
+        critic: frozen.
+        config: settings.
+        references: instruction -> a reference, looked at (``Critic.refer``).
+
+    Raises:
+        UserError: a camera that is not there or of another size, or settings that mean nothing.
+    """
+
+    def __init__(
+        self,
+        env: VlaVectorEnv,
+        critic: Critic,
+        config: VlacConfig,
+        references: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.closed = True  # until it is complete: gymnasium's destructor asks
+        spec = env.env_spec
+        if config.shaping not in SHAPINGS:
+            raise UserError(f"reward.shaping={config.shaping}: choose from {', '.join(SHAPINGS)}")
+        self.key = image_key(config.camera) if config.camera else next(iter(spec.cameras), "")
+        if self.key not in spec.cameras:
+            have = ", ".join(spec.cameras) or "none"
+            raise UserError(
+                f"reward.camera={config.camera}: {spec.id} has the cameras {have}; a critic needs one (env.cameras)"
+            )
+        self.skip = config.skip or int(critic.notes["skip"])
+        if self.skip < 1:
+            raise UserError(f"reward.skip={config.skip} must be at least 1")
+        critic.check_size(torch.empty(0, 3, *spec.cameras[self.key]))
+        self.env, self.critic, self.config = env, critic, config
+        self.references = references or {}
+        self.set_spaces(spec, env.num_envs)
+        self.start_states = env.start_states
+        count = env.num_envs
+        threshold = config.threshold if config.threshold is not None else float(critic.notes["threshold"])
+        if threshold > 1:
+            raise UserError(
+                "the critic's done was never right often enough to set a threshold: train it longer, or set reward.threshold"
+            )
+        self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree, threshold)
+        self.audit = Audit(config.window, config.false_limit)
+        self.steps = torch.zeros(count, dtype=torch.long)
+        self.best, self.lowest = torch.zeros(count), torch.zeros(count)
+        self.number = torch.zeros(count, dtype=torch.long)
+        self.first: Tensor | None = None
+        self.last: Tensor | None = None
+        self.judging = True
+        self._pool = ThreadPoolExecutor(1) if config.late else None
+        self._pending: tuple[Future[Judgement], Tensor, Tensor] | None = None
+        self.closed = False
+
+    # ---- the environment's own --------------------------------------------------------------------------
+
+    @property
+    def stops(self) -> Sequence[str]:  # type: ignore[override]
+        """The environment's."""
+        return self.env.stops
+
+    def task_ids(self) -> list[str]:
+        """The environment's."""
+        return self.env.task_ids()
+
+    def look(self, rows: Any = None) -> dict[str, Tensor]:
+        """The environment's."""
+        return self.env.look(rows)
+
+    def save_states(self, rows: Sequence[int]) -> Any:
+        """The environment's."""
+        return self.env.save_states(rows)
+
+    def close(self, **_: Any) -> None:
+        """The environment's, and the thread's end."""
+        if not self.closed and self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self.closed = True
+        self.env.close()
+
+    @contextmanager
+    def truth(self) -> Iterator[None]:
+        """See ``VlaVectorEnv``; the episodes in flight have to be closed."""
+        before, self.judging, self._pending = self.judging, False, None
+        try:
+            yield
+        finally:
+            self.judging = before
+
+    # ---- episodes ---------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.tasks = observation[TASK]
+        mask = torch.from_numpy(row_mask(options, self.num_envs))
+        self.steps[mask], self.best[mask], self.lowest[mask] = 0, 0.0, 0.0
+        self.number[mask] += 1
+        self.track.begin(mask)
+        self.agreement.begin(mask)
+        if self.judging:
+            rows = mask.nonzero().flatten()
+            with torch.no_grad():
+                seen = self.critic.look(self.env.look(rows)[self.key]).cpu()
+            if self.first is None or self.last is None:
+                self.first = torch.zeros(self.num_envs, *seen.shape[1:])
+                self.last = torch.zeros_like(self.first)
+            self.first[rows], self.last[rows] = seen, seen
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: Any) -> None:  # type: ignore[override]
+        """See ``VlaVectorEnv``."""
+        self.env.step_async(action)
+
+    def step_wait(self) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """See ``VlaVectorEnv``."""
+        observation, reward, terminated, truncated, info = self.env.step_wait()
+        self.tasks = observation[TASK]
+        self.steps += 1
+        if not self.judging:
+            over = terminated | torch.as_tensor(info["success"])
+            return observation, reward, over, truncated & ~over, info
+        lost = info.get("worker_restarted", torch.zeros(self.num_envs, dtype=torch.bool))
+        if (rewound := info.get("rewound")) is not None and rewound.any():
+            self._rewound(rewound)
+        reward, believed = self._judge(truncated | terminated, lost)
+        over = terminated | believed
+        truncated = truncated & ~over
+        success = torch.as_tensor(info["success"])
+        for row in ((over | truncated) & ~lost).nonzero().flatten().tolist():
+            spread = float(self.best[row] - self.lowest[row])
+            self.audit.ended(bool(believed[row]), bool(success[row]), float(self.track.value[row]), spread)
+        self.halt = self.audit.verdict()
+        return observation, reward, over, truncated, info | {"believed": believed}
+
+    def metrics(self) -> dict[str, float]:
+        """Of the audit."""
+        return self.env.metrics() | self.audit.metrics()
+
+    # ---- judging ----------------------------------------------------------------------------------------
+
+    def _judge(self, ending: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and believed end [B] of this step."""
+        reward, believed = torch.zeros(self.num_envs), torch.zeros(self.num_envs, dtype=torch.bool)
+        due = ((self.steps % self.skip == 0) | ending) & ~lost
+        if not due.any():
+            return reward, believed
+        rows = due.nonzero().flatten()
+        pictures = self.env.look(rows)[self.key]
+        if self._pool is None:
+            self._apply(self._ask(rows, pictures, self._asked(rows)), rows, reward, believed)
+            return reward, believed
+        self._collect(reward, believed)
+        now = self._pool.submit(self._ask, rows, pictures, self._asked(rows))
+        self._pending = (now, rows, self.number[rows].clone())
+        if ending.any():  # nothing comes after that could still be given
+            self._collect(reward, believed)
+        return reward, believed
+
+    def _collect(self, reward: Tensor, believed: Tensor) -> None:
+        if self._pending is None:
+            return
+        future, rows, numbers = self._pending
+        self._pending = None
+        found = future.result()
+        same = self.number[rows] == numbers
+        self._apply(tuple(part[same] for part in found), rows[same], reward, believed)  # type: ignore[arg-type]
+
+    def _asked(self, rows: Tensor) -> list[str]:
+        return [self.tasks[row] for row in rows.tolist()]
+
+    def _ask(self, rows: Tensor, pictures: Tensor, tasks: list[str]) -> Judgement:
+        """The critic's answers for ``rows`` [k]; rows with a reference and rows without are asked apart."""
+        assert self.first is not None and self.last is not None
+        critic = self.critic
+        with torch.no_grad():
+            seen = critic.look(pictures).cpu()
+        out = [torch.zeros(len(rows)) for _ in range(5)]
+        for task in dict.fromkeys(tasks):
+            mine = torch.tensor([i for i, name in enumerate(tasks) if name == task])
+            at, names, reference = rows[mine], [task] * len(mine), self.references.get(task)
+            device = critic.device
+            there = seen[mine].to(device)
+            pair = critic.progress(self.last[at].to(device), there, names, reference)
+            whole = critic.progress(self.first[at].to(device), there, names, reference)
+            answers = (*pair, *whole, critic.done(there, names, reference))
+            for column, answer in zip(out, answers, strict=True):
+                column[mine] = answer
+        return seen, out[0], out[1], out[2], out[3], out[4]
+
+    def _apply(self, found: Judgement, rows: Tensor, reward: Tensor, believed: Tensor) -> None:
+        """Write the rewards and ends of ``rows`` [k]."""
+        assert self.last is not None
+        if not len(rows):
+            return
+        seen, pair, pair_std, whole, whole_std, chances = found
+        config, before = self.config, self.track.value[rows]
+        after = self.track.update(rows, (pair, pair_std), (whole, whole_std))
+        over = self.agreement.update(rows, chances)
+        self.last[rows] = seen
+        given = shaped(config.shaping, before, after, self.best[rows], over, config.gamma, config.limit)
+        self.best[rows] = torch.maximum(self.best[rows], after)
+        self.lowest[rows] = torch.minimum(self.lowest[rows], after)
+        reward[rows] += config.weight * given + config.done_reward * over.float()
+        believed[rows] |= over
+
+    def _rewound(self, steps: Tensor) -> None:
+        """A person took steps back: the value is unknown until the next judgement, which the beginning decides."""
+        rows = steps > 0
+        self.steps[rows] -= steps[rows].to(self.steps)
+        self.track.variance[rows] = 1.0
+        self.agreement.begin(rows)
