@@ -22,7 +22,7 @@ def test_there_and_back(value, progress):
 def test_errors_do_not_add_up_over_a_long_episode():
     torch.manual_seed(0)
     length, rows = 400, 64
-    truth = torch.linspace(0, 0.9, length + 1)
+    truth = torch.linspace(0, 0.75, length + 1)
     exact = (truth[1:] - truth[:-1]) / (1 - truth[:-1])
     pair = exact[:, None] + 0.03 * torch.randn(length, rows) + 0.004  # noisy, and a little too hopeful
     whole = truth[1:, None] + 0.1 * torch.randn(length, rows)
@@ -31,7 +31,7 @@ def test_errors_do_not_add_up_over_a_long_episode():
         deviation = torch.full((rows,), 0.03), torch.full((rows,), 0.1)
         value = track.update(every, (pair[step], deviation[0]), (whole[step], deviation[1]))
     summed = accumulate(pair)[-1]
-    ours, theirs = ((v - 0.9).abs().mean().item() for v in (value, summed))
+    ours, theirs = ((v - 0.75).abs().mean().item() for v in (value, summed))
     assert ours < 0.06 < theirs
     assert track.std.max() < 0.1
 

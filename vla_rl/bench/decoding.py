@@ -55,13 +55,13 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _subject(config: Any, folder: Path) -> tuple[TokenNetwork, TensorDict, int]:
-    """A ``token_nano`` with random weights, a batch of conditions, and the number of words of a chunk."""
+def nano(config: Any, folder: Path) -> Any:
+    """A ``token_nano`` policy with random weights whose words differ from one another."""
     from lerobot.configs import FeatureType, PolicyFeature
 
     from vla_rl.policies.nano_token import token_policy
 
-    rows, size = int(config.batch_size), int(config.image_size)
+    size = int(config.image_size)
     inputs = {
         STATE: PolicyFeature(FeatureType.STATE, (config.state,)),
         f"{IMAGES}base": PolicyFeature(FeatureType.VISUAL, (3, size, size)),
@@ -70,10 +70,14 @@ def _subject(config: Any, folder: Path) -> tuple[TokenNetwork, TensorDict, int]:
     policy = token_policy(
         folder, features=(inputs, outputs), chunk_size=config.chunk, tasks=[PROMPT], **(config.model or {})
     )
-    network = policy.eval().network
-    torch.nn.init.normal_(
-        network.vlm.get_output_embeddings().weight, std=0.3
-    )  # words that differ from one another
+    torch.nn.init.normal_(policy.network.vlm.get_output_embeddings().weight, std=0.3)
+    return policy.eval()
+
+
+def _subject(config: Any, folder: Path) -> tuple[TokenNetwork, TensorDict, int]:
+    """Its network, a batch of conditions, and the number of words of a chunk."""
+    rows, size = int(config.batch_size), int(config.image_size)
+    network = nano(config, folder).network
     condition = {
         "pictures": torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8),
         "words": torch.randint(6, network.first_word, (rows, config.prompt)),
@@ -91,7 +95,7 @@ def decoded(network: TokenNetwork, condition: TensorDict, count: int) -> Tensor:
 @torch.no_grad()
 def generated(network: TokenNetwork, condition: TensorDict, count: int) -> Tensor:
     """The same words [B, N] by ``generate()``, one sample after the other."""
-    words = LogitsProcessorList([_WordsOnly(network.first_word)])
+    words = LogitsProcessorList([WordsOnly(network.first_word)])
     said = []
     for row in range(len(condition)):
         embedded, there = network.prefix(condition[row : row + 1])  # type: ignore[arg-type]
@@ -107,7 +111,7 @@ def generated(network: TokenNetwork, condition: TensorDict, count: int) -> Tenso
     return torch.stack(said)
 
 
-class _WordsOnly(LogitsProcessor):
+class WordsOnly(LogitsProcessor):
     """Nothing but action words may be said."""
 
     def __init__(self, first: int) -> None:

@@ -63,7 +63,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
     set_threads(config.run.threads)
     own = eval_env_of(config)
-    env = rewarded(build(config.env, **environment_settings(config)), config.get("reward"))
+    env = rewarded(build(config.env, **environment_settings(config)), config.get("reward"))  # pyright: ignore[reportArgumentType]
     folder, checkpoint, trainer, eval_env = None, None, None, None
     try:
         with MemoryWatch() as memory:

@@ -13,6 +13,12 @@ from torch import Tensor
 LEAST = -0.95
 """The furthest that one pair can lead back: at -1 the way back would have no length."""
 
+SATURATED = 0.85
+"""Progress beyond which a comparison with the beginning no longer tells moments apart."""
+
+BEHIND = 0.1
+"""Progress below minus this: all that is known is that it went backward."""
+
 
 def step_value(value: Tensor, progress: Tensor) -> Tensor:
     """The value after a pair: v + c (1 - v) forward, and what undoes exactly that backward; within 0 ... 1."""
@@ -61,7 +67,7 @@ class ValueFilter:
         """
         ahead = self.work[rows] + work_of(pair[0])
         expected = self.variance[rows] + self._spread(*pair)
-        gain = expected / (expected + self._spread(*whole))
+        gain = expected / (expected + self._whole_spread(*whole))
         self.work[rows] = ahead + gain * (work_of(whole[0]) - ahead)
         self.variance[rows] = (1 - gain) * expected
         return self.value[rows]
@@ -69,6 +75,12 @@ class ValueFilter:
     def _spread(self, progress: Tensor, std: Tensor) -> Tensor:
         """Variance of the work that a judgement stands for: near the end a little progress is much work."""
         return (std.clamp(min=self.floor) / (1 - progress.abs().clamp(max=-LEAST))).square()
+
+    def _whole_spread(self, progress: Tensor, std: Tensor) -> Tensor:
+        """The same since the beginning, which says little near the end, and nothing where the beginning was nearer to it."""
+        spread = self._spread(progress, std)
+        useless = (progress > SATURATED) | (progress < -BEHIND)
+        return torch.where(useless, torch.full_like(spread, 1e6), spread)
 
     @property
     def value(self) -> Tensor:
