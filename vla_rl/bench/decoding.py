@@ -118,5 +118,6 @@ class WordsOnly(LogitsProcessor):
         self.first = first
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores with everything else made impossible."""
         scores[:, : self.first] = -torch.inf
         return scores

@@ -21,16 +21,16 @@ TINY = (
 """Overrides of a MultiTaskDiT whose chunk of five denoising steps takes one core a few milliseconds."""
 
 
-def run(overrides: list[str]) -> int:
-    """Run what is missing and write the table after every run."""
-    config = compose("bench_diffusion", overrides)
+def run(overrides: list[str], name: str = "bench_diffusion") -> int:
+    """Run what is missing of the configuration ``name`` and write the table after every run."""
+    config = compose(name, overrides)
     names = chosen("only", config.only, config.tasks)
     algorithms = chosen("algorithms", config.algorithms, config.runs)
     for seed in config.seeds:
-        for name in names:
-            _prepare(config, name)
+        for task in names:
+            _prepare(config, task)
             for algorithm in algorithms:
-                _train(config, name, algorithm, int(seed))
+                _train(config, task, algorithm, int(seed))
                 write_table(config)
     write_table(config)
     return 0
@@ -75,7 +75,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
-        *[s.format(folder=folder) for s in asked.settings],
+        *[s.format(folder=folder, camera=task.get("camera")) for s in asked.settings],
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",

@@ -20,6 +20,9 @@ TITLES = {
     "dsrl": "DSRL",
     "residual": "residual RL",
     "gaussian_ppo": "Gaussian PPO",
+    "true_reward": "true reward",
+    "critic": "critic, guarded",
+    "unguarded": "critic, unguarded",
 }
 KEPT = ("successes", "episodes", "rate", "wilson95")
 
@@ -88,9 +91,9 @@ def page(tasks: dict[str, Any], config: Any) -> str:
     )
     titles = [*(f"{b} base" for b in bases), *(TITLES.get(str(c), str(c)) for c in columns)]
     lines = [
-        "# Diffusion and flow policies: results",
+        f"# {config.title}",
         "",
-        f"`vla-rl bench diffusion`: success of each seed's final policy over {config.episodes} episodes, after "
+        f"`vla-rl bench {config.command}`: success of each seed's final policy over {config.episodes} episodes, after "
         f"{steps} environment steps; one recipe for all tasks. 95 % Wilson interval over all seeds' "
         "episodes; in brackets each seed's success in percent. Bases: LeRobot's MultiTaskDiT on simulator "
         f"state, {config.denoising_steps} denoising steps, cloned from a few noisy demonstrations.",

@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -14,6 +14,7 @@ usage: vla-rl bench collector [key=value ...]
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
   critic      pairs of pictures judged per second against transformers' generate() per pair, equal answers
+  vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
@@ -40,6 +41,7 @@ BENCHES = {
     "distillation": "vla_rl.bench.distillation",
     "decoding": "vla_rl.bench.decoding",
     "critic": "vla_rl.bench.critic",
+    "vlac": "vla_rl.bench.vlac",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",
