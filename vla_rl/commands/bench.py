@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -15,6 +15,7 @@ usage: vla-rl bench collector [key=value ...]
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
   critic      pairs of pictures judged per second against transformers' generate() per pair, equal answers
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
+  filtering   clones of a data set with bad episodes in it, against clones of what a critic leaves of it
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
@@ -42,6 +43,7 @@ BENCHES = {
     "decoding": "vla_rl.bench.decoding",
     "critic": "vla_rl.bench.critic",
     "vlac": "vla_rl.bench.vlac",
+    "filtering": "vla_rl.bench.filtering",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",

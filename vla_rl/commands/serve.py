@@ -3,6 +3,7 @@
 usage: vla-rl serve policy.path=DIR [host=127.0.0.1] [port=8765] [token_file=FILE] [key=value ...]
 
   policy.path=DIR                    any LeRobot policy folder or hub id; policy.device=cuda where it has a GPU
+  critic=DIR                         a critic instead (vla-rl critic train); its client is reward=vlac reward.address=ws://HOST:8765
   token_file=runs/serve.token        the token clients must show; made if missing. Or the variable VLA_RL_TOKEN
   host=0.0.0.0 certificate=FILE      for other machines; without a certificate anybody on the way reads and changes it
   window_ms=3 rows=64                clients that ask within 3 ms share one forward pass of at most 64 rows
@@ -38,9 +39,15 @@ def run(overrides: list[str]) -> int:
     set_threads(config.threads)
     if config.policy.get("address"):
         raise UserError("policy=remote is served already: name a folder (policy.path)")
-    policy: Any = load_base(config.policy)
+    if config.critic:
+        from vla_rl.critic.model import Critic
+        from vla_rl.serving.critic import CriticService
+
+        service: Any = CriticService(Critic.load(config.critic, config.policy.get("device") or "cpu"))
+    else:
+        policy: Any = load_base(config.policy)
+        service = PolicyService(policy.base, window=config.window_ms / 1e3, rows=config.rows)
     token, where = token_of(config.token_file)
-    service = PolicyService(policy.base, window=config.window_ms / 1e3, rows=config.rows)
     certificate = Path(config.certificate) if config.certificate else None
     server = PolicyServer(service, token, host=config.host, port=config.port, certificate=certificate)
     if config.host not in LOOPBACK and certificate is None:
@@ -48,7 +55,8 @@ def run(overrides: list[str]) -> int:
     server.start()
     scheme = "wss" if certificate else "ws"
     print(
-        f"serving {config.policy.path} on {scheme}://{config.host}:{server.port}; token: {where}", flush=True
+        f"serving {config.critic or config.policy.path} on {scheme}://{config.host}:{server.port}; token: {where}",
+        flush=True,
     )
     until = None if config.seconds is None else time.monotonic() + config.seconds
     try:
@@ -58,7 +66,10 @@ def run(overrides: list[str]) -> int:
         print("stopping")
     finally:
         server.close()
-    print(f"answered {service.batcher.requests} requests in {service.batcher.passes} forward passes")
+    if config.critic:
+        print(f"answered {service.requests} questions")
+    else:
+        print(f"answered {service.batcher.requests} requests in {service.batcher.passes} forward passes")
     return 0
 
 

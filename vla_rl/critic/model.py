@@ -136,9 +136,7 @@ class Critic:
         Raises:
             UserError: named.
         """
-        size = list(pictures.shape[-2:])
-        if (want := self.notes.get("image")) and size != want:
-            raise UserError(f"pictures of {size[0]}x{size[1]}, the critic was trained on {want[0]}x{want[1]}")
+        checked_size(self.notes, pictures)
 
     def compared(self, first: Tensor, second: Tensor, reference: Tensor | None = None) -> Tensor:
         """What a question about progress shows, [B, n, tokens, D]: reference, both pictures and, where ``differences`` is noted, what
@@ -209,12 +207,8 @@ class Critic:
         Raises:
             UserError: it did not succeed, or another size.
         """
-        if not reference.success:
-            raise UserError(f"{reference.name} did not succeed: it cannot be a reference")
         with torch.no_grad():
-            return self.look(
-                reference.pictures[reference_moments(reference.end, int(self.notes["references"]))]
-            )
+            return self.look(reference_pictures(self.notes, reference))
 
     def judge(
         self, pictures: Tensor, task: str, reference: Tensor | None = None, skip: int | None = None
@@ -257,3 +251,26 @@ def yes(logits: Tensor) -> Tensor:
 def reference_moments(end: int, count: int) -> Tensor:
     """``count`` moments from 0 to ``end``, evenly apart."""
     return torch.linspace(0, end, count).round().long()
+
+
+def reference_pictures(notes: dict[str, Any], reference: Trajectory) -> Tensor:
+    """The moments of a reference that a critic of these ``notes`` is shown, uint8 [R, 3, H, W].
+
+    Raises:
+        UserError: it did not succeed, or its pictures have another size.
+    """
+    if not reference.success:
+        raise UserError(f"{reference.name} did not succeed: it cannot be a reference")
+    checked_size(notes, reference.pictures)
+    return reference.pictures[reference_moments(reference.end, int(notes["references"]))]
+
+
+def checked_size(notes: dict[str, Any], pictures: Tensor) -> None:
+    """Refuse pictures [..., H, W] of another size than a critic of these ``notes`` was trained on.
+
+    Raises:
+        UserError: named.
+    """
+    size = list(pictures.shape[-2:])
+    if (want := notes.get("image")) and size != list(want):
+        raise UserError(f"pictures of {size[0]}x{size[1]}, the critic was trained on {want[0]}x{want[1]}")

@@ -8,6 +8,9 @@ from vla_rl.config import resolve_path, typed
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
 
+OWN = ("kind", "path", "address", "token_file", "references", "device")
+"""Settings that are not ``VlacConfig``'s."""
+
 
 def judges(reward: Any) -> bool:
     """Whether a configuration's ``reward`` is a critic's."""
@@ -32,13 +35,19 @@ def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
     if not judges(reward):
         return env
     from vla_rl.critic.model import Critic
+    from vla_rl.critic.remote import RemoteCritic
     from vla_rl.critic.trajectories import read_trajectories
     from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
 
-    if not reward.get("path"):
-        raise UserError("reward.path is not set: the folder of a critic (vla-rl critic train)")
-    settings = {k: v for k, v in reward.items() if k not in ("kind", "path", "references", "device")}
-    critic = Critic.load(reward.path, reward.get("device") or "cpu")
+    if bool(reward.get("path")) == bool(reward.get("address")):
+        raise UserError(
+            "set one of reward.path, the folder of a critic (vla-rl critic train), and reward.address, its server"
+        )
+    settings = {k: v for k, v in reward.items() if k not in OWN}
+    if reward.get("address"):
+        critic: Any = RemoteCritic(reward.address, token_file=reward.get("token_file"))
+    else:
+        critic = Critic.load(reward.path, reward.get("device") or "cpu")
     shown = [resolve_path(d) for d in reward.get("references") or []]
     references = read_trajectories(shown, reward.get("camera")) if shown else []
     looked = {t.task: critic.refer(t) for t in reversed(references) if t.success}

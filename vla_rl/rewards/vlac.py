@@ -169,7 +169,7 @@ class JudgedEnv(VlaVectorEnv):
             with torch.no_grad():
                 seen = self.critic.look(self.env.look(rows)[self.key]).cpu()
             if self.first is None or self.last is None:
-                self.first = torch.zeros(self.num_envs, *seen.shape[1:])
+                self.first = torch.zeros(self.num_envs, *seen.shape[1:], dtype=seen.dtype)
                 self.last = torch.zeros_like(self.first)
             self.first[rows], self.last[rows] = seen, seen
         return observation, info

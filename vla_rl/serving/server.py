@@ -2,7 +2,7 @@
 
 Requests are maps with ``id`` and ``method``; the answer has the same ``id`` and either the result or ``error``. The server
 keeps nothing of an episode: the policy's state travels with each request, so rows may be reset, and clients and the server
-may be restarted, at any moment. ``METHODS`` is where another served thing (a critic) adds its own.
+may be restarted, at any moment. Another served thing (``vla_rl.serving.critic``) has methods of its own.
 """
 
 from __future__ import annotations
@@ -42,24 +42,10 @@ CLIENTS = 32
 """Connections at a time."""
 
 
-class PolicyService:
-    """Answers messages about one policy; knows no network.
+class Service:
+    """Answers messages by the ``methods`` of a subclass; knows no network."""
 
-    Args:
-        policy: what is served; ``act`` is called from one thread only.
-        window: seconds in which requests are joined to one forward pass.
-        rows: of one forward pass at most.
-    """
-
-    def __init__(self, policy: Policy, *, window: float = 0.003, rows: int = 64) -> None:
-        self.policy, self.like = policy, policy.initial_state(1)
-        self.noise_shape, self.steered = _noise(policy)
-        self.batcher = Batcher(self._serve, window=window, rows=rows)
-        self.methods: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "hello": self._hello,
-            "act": self._act,
-            "needs_images": self._needs_images,
-        }
+    methods: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
 
     def answer(self, raw: Any) -> bytes:
         """The reply to any bytes whatever; a message that is refused gets the reason."""
@@ -82,18 +68,48 @@ class PolicyService:
             log.exception("a request failed")
             return pack({"id": number, "error": f"{type(error).__name__}: {error}"[:500], "kind": "server"})
 
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def greeted(message: dict[str, Any]) -> dict[str, Any]:
+    """The beginning of the answer to ``hello``.
+
+    Raises:
+        ProtocolError: another protocol.
+    """
+    if set(message) != {"protocol"} or type(message["protocol"]) is not int:
+        raise ProtocolError("hello has the client's protocol number")
+    if message["protocol"] != VERSION:
+        raise ProtocolError(
+            f"the client speaks protocol {message['protocol']}, the server {VERSION} (vla_rl {vla_rl.__version__}): "
+            "install the same vla_rl on both"
+        )
+    return {"protocol": VERSION, "version": vla_rl.__version__}
+
+
+class PolicyService(Service):
+    """Answers messages about one policy.
+
+    Args:
+        policy: what is served; ``act`` is called from one thread only.
+        window: seconds in which requests are joined to one forward pass.
+        rows: of one forward pass at most.
+    """
+
+    def __init__(self, policy: Policy, *, window: float = 0.003, rows: int = 64) -> None:
+        self.policy, self.like = policy, policy.initial_state(1)
+        self.noise_shape, self.steered = _noise(policy)
+        self.batcher = Batcher(self._serve, window=window, rows=rows)
+        self.methods: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "hello": self._hello,
+            "act": self._act,
+            "needs_images": self._needs_images,
+        }
+
     def _hello(self, message: dict[str, Any]) -> dict[str, Any]:
-        if set(message) != {"protocol"} or type(message["protocol"]) is not int:
-            raise ProtocolError("hello has the client's protocol number")
-        if message["protocol"] != VERSION:
-            raise ProtocolError(
-                f"the client speaks protocol {message['protocol']}, the server {VERSION} (vla_rl {vla_rl.__version__}): "
-                "install the same vla_rl on both"
-            )
         spec = self.policy.spec
-        return {
-            "protocol": VERSION,
-            "version": vla_rl.__version__,
+        return greeted(message) | {
             "spec": {
                 "action_dim": spec.action_dim,
                 "chunk_length": spec.chunk_length,
@@ -171,7 +187,7 @@ class PolicyServer:
 
     def __init__(
         self,
-        service: PolicyService,
+        service: Service,
         token: str,
         *,
         host: str = "127.0.0.1",
