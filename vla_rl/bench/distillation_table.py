@@ -18,6 +18,7 @@ TITLES = {
     "cloning": "cloning the specialists' successes",
     "reverse": "distillation, reverse KL",
     "forward": "distillation, forward KL",
+    "forward_kept": "distillation, forward KL, earlier decisions kept",
     "hard": "distillation, hard labels",
     "token_ppo": "token PPO",
 }
