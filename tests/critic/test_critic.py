@@ -15,7 +15,7 @@ from vla_rl.critic.pairs import PairConfig
 from vla_rl.critic.train import CriticConfig, CriticTrainer, split
 from vla_rl.errors import UserError
 
-PAIRS = PairConfig(skip=2, references=3, reference_share=0.25)
+PAIRS = PairConfig(skip=2, references=3, reference_share=0.1, mismatch=0.05, pictures=1)
 
 
 def settings(start, **more):
@@ -32,7 +32,7 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def critic(start, tmp_path_factory):
     out = tmp_path_factory.mktemp("critic") / "critic"
-    CriticTrainer(settings(start, steps=400), films(48), out).learn()
+    CriticTrainer(settings(start, steps=500), films(48), out).learn()
     return Critic.load(out)
 
 

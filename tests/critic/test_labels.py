@@ -105,7 +105,7 @@ def test_no_success_nothing_to_learn():
         Pairs([film(i, success=False) for i in range(2)], PairConfig(), torch.Generator())
 
 
-@pytest.mark.parametrize("name", ["skip", "references", "mismatch"])
+@pytest.mark.parametrize("name", ["skip", "pictures", "references", "mismatch"])
 def test_settings_that_mean_nothing(name):
     with pytest.raises(UserError, match=f"train.pairs.{name}=-1"):
         Pairs(films(4), PairConfig(**{name: -1}), torch.Generator())

@@ -65,8 +65,8 @@ def test_a_threshold_for_a_precision():
     chances = torch.tensor([0.1, 0.4, 0.6, 0.7, 0.9])
     truth = torch.tensor([False, False, True, False, True])
     assert precision_recall(chances, truth, 0.65) == (0.5, 0.5)
-    assert calibrated(chances, truth, 0.98) == pytest.approx(0.9)
-    assert calibrated(chances, truth, 0.6) == pytest.approx(0.6)
+    assert calibrated(chances, truth, 0.98) == pytest.approx(0.8)
+    assert calibrated(chances, truth, 0.6) == pytest.approx(0.5)
     assert calibrated(chances, torch.zeros(5, dtype=torch.bool), 0.98) > 1
     cells = reliability(chances, truth)
     assert sum(c["count"] for c in cells) == 5

@@ -73,11 +73,11 @@ def test_what_an_episode_can_earn_is_bounded(values):
 
 
 def test_done_needs_several_judgements_in_a_row():
-    agreement, row = Agreement(2, 2, 0.9), torch.tensor([0])
-    said = [bool(agreement.update(row, torch.tensor([c]))) for c in (0.95, 0.5, 0.95, 0.96)]
+    agreement, row = Agreement(2, 2), torch.tensor([0])
+    said = [bool(agreement.update(row, torch.tensor([c]))) for c in (True, False, True, True)]
     assert said == [False, False, False, True]
     agreement.begin(torch.tensor([True, False]))
-    assert not agreement.update(row, torch.tensor([0.99]))
+    assert not agreement.update(row, torch.tensor([True]))
 
 
 def test_an_exploited_critic_is_told():
@@ -104,4 +104,4 @@ def test_a_critic_that_says_the_same_to_everything_is_told():
 
 def test_no_agreement_of_none():
     with pytest.raises(UserError, match="reward.agree=0 must be at least 1"):
-        Agreement(1, 0, 0.5)
+        Agreement(1, 0)

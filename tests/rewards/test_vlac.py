@@ -159,10 +159,17 @@ def test_rows_do_not_know_each_other():
     [
         ({"camera": "wrist"}, "reward.camera=wrist: Reach has the cameras " + CAMERA),
         ({"shaping": "potential "}, "choose from none, potential"),
-        ({"threshold": 1.01}, "never right often enough"),
         ({"skip": -1}, "reward.skip=-1 must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings, says):
     with pytest.raises(UserError, match=says):
         judged(**settings)
+
+
+def test_a_critic_without_a_threshold_is_refused():
+    eyes = Eyes()
+    eyes.notes["thresholds"] = {"go left": 1.01}
+    with pytest.raises(UserError, match="never right often enough to set a threshold for 'go left'"):
+        JudgedEnv(Endless(2), eyes, VlacConfig())
+    assert JudgedEnv(Endless(2), eyes, VlacConfig(threshold=0.7)).thresholds["go left"] == 0.7

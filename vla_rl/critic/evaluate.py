@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vla_rl.critic.metrics import flat, precision_recall, reliability, voc, voc_f1
-from vla_rl.critic.model import Critic, Judged
+from vla_rl.critic.model import Critic, Judged, threshold_of
 from vla_rl.critic.train import done_of
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.errors import UserError
@@ -91,10 +91,11 @@ def evaluate(
     summary = _order_summary(rows)
     trained = [t for t in trajectories if t.task in known]
     if trained:
-        chances, truth = done_of(critic, trained)
-        threshold = float(critic.notes["threshold"])
-        precision, recall = precision_recall(chances, truth, threshold)
-        summary |= {"done_precision": precision, "done_recall": recall, "done_threshold": threshold}
+        parts = [(threshold_of(critic.notes, t.task), *done_of(critic, [t])) for t in trained]
+        chances, truth = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        # Each task has its own threshold: what is above it counts as 1.
+        said = torch.cat([(chance >= threshold).float() for threshold, chance, _ in parts])
+        summary["done_precision"], summary["done_recall"] = precision_recall(said, truth, 0.5)
         summary["done_reliability"] = reliability(chances, truth)
     for name, values in (("pair_sign", signs), ("stagnation", still), ("mismatch_rejected", mismatched)):
         summary[name] = sum(values) / len(values) if values else None
@@ -166,4 +167,4 @@ def _still(critic: Critic, each: Trajectory) -> float:
 def _refused(critic: Critic, pictures: Tensor, task: str) -> float:
     """Whether a video is refused as one of another task: low value at the end, not done."""
     judged = critic.judge(pictures, task)
-    return float(judged.value[-1] < REJECTED and judged.done[-1] < float(critic.notes["threshold"]))
+    return float(judged.value[-1] < REJECTED and judged.done[-1] < threshold_of(critic.notes, task))

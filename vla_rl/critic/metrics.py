@@ -34,11 +34,18 @@ def precision_recall(chances: Tensor, truth: Tensor, threshold: float) -> tuple[
 
 
 def calibrated(chances: Tensor, truth: Tensor, precision: float) -> float:
-    """The lowest threshold at which "done" is right in at least ``precision`` of the cases; 1.01 (never) where there is none."""
-    # Between two chances that occur, and above the highest wrong one where nothing is wrong.
+    """The lowest threshold at which "done" is right in at least ``precision`` of the cases; 1.01 (never) where there is none.
+
+    Between two chances that occur it lies in the middle: the next ones will not be the same to the last digit.
+    """
+    below = 0.0
     for threshold in chances.unique().tolist():
-        if precision_recall(chances, truth, threshold)[0] >= precision:
-            return float(threshold)
+        if (
+            precision_recall(chances, truth, threshold)[0] >= precision
+            and (truth & (chances >= threshold)).any()
+        ):
+            return float(below + threshold) / 2
+        below = threshold
     return 1.01
 
 

@@ -60,7 +60,7 @@ class Critic:
     Args:
         policy: LeRobot's side of a ``token_vla``.
         notes: what ``vla-rl critic train`` wrote: ``image`` (height, width), ``skip`` frames between judgements, ``threshold``
-            of done, ``tasks`` that it was trained on, ``references`` pictures of a reference.
+            of done and ``thresholds`` of each task, ``tasks`` that it was trained on, ``references`` pictures of a reference.
 
     Raises:
         UserError: another type of policy.
@@ -246,6 +246,11 @@ class Critic:
 def yes(logits: Tensor) -> Tensor:
     """Log-odds [B] of the last word against the first: of "done" against "not done"."""
     return logits[:, -1] - logits[:, 0]
+
+
+def threshold_of(notes: dict[str, Any], task: str) -> float:
+    """The chance from which a picture counts as done: the task's own where it was calibrated."""
+    return float(notes.get("thresholds", {}).get(task, notes["threshold"]))
 
 
 def reference_moments(end: int, count: int) -> Tensor:

@@ -27,6 +27,7 @@ class PairConfig:
     Attributes:
         skip: frames between the moments that will be judged; the short pairs are that far apart.
         mismatch: share of draws with the instruction of another task: no progress, not done.
+        pictures: single pictures asked about done, per draw.
         same: share of draws whose short pair is one moment twice.
         references: pictures of a reference.
         reference_share: share of batches that come with a reference of the same task.
@@ -34,7 +35,8 @@ class PairConfig:
     """
 
     skip: int = 5
-    mismatch: float = 0.1
+    mismatch: float = 0.2
+    pictures: int = 2
     same: float = 0.05
     references: int = 6
     reference_share: float = 0.5
@@ -47,8 +49,9 @@ def check(config: PairConfig) -> None:
     Raises:
         UserError: named.
     """
-    if config.skip < 1:
-        raise UserError(f"train.pairs.skip={config.skip} must be at least 1")
+    for name in ("skip", "pictures"):
+        if getattr(config, name) < 1:
+            raise UserError(f"train.pairs.{name}={getattr(config, name)} must be at least 1")
     if config.references < 2:
         raise UserError(
             f"train.pairs.references={config.references}: a reference has a beginning and an end, at least 2"
@@ -60,16 +63,16 @@ def check(config: PairConfig) -> None:
 
 @dataclass
 class Questions:
-    """A batch: G draws of pairs and as many single pictures.
+    """A batch: G draws of pairs and P single pictures.
 
     Attributes:
         moments: [G, 3] frames of the pairs (``PAIRS``).
         progress: [G, 4] answers.
         tasks: G instructions.
-        pictures: [G] frames of the question whether all is done.
-        done: [G] 0 or 1.
-        done_tasks: G instructions.
-        references: [2 G, R] frames, of pairs and then of pictures; None: a batch without.
+        pictures: [P] frames of the question whether all is done.
+        done: [P] 0 or 1.
+        done_tasks: P instructions.
+        references: [G + P, R] frames, of pairs and then of pictures; None: a batch without.
     """
 
     moments: Tensor
@@ -118,7 +121,7 @@ class Pairs:
         """``count`` draws of pairs and of pictures."""
         shown = self._chance() < self.config.reference_share
         rows = [self._pairs(shown) for _ in range(count)]
-        others = [self._picture(shown, index % 2 == 0) for index in range(count)]
+        others = [self._picture(shown, index % 2 == 0) for index in range(count * self.config.pictures)]
         moments = torch.tensor([row[0] for row in rows])
         labels = torch.stack([row[1] for row in rows])
         for column, (one, other) in enumerate(PAIRS):

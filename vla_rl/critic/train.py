@@ -210,7 +210,7 @@ class CriticTrainer:
         looked = [self._look(group) for group in groups]
         shown: list[Tensor | None] = [None, None]
         if asked.references is not None:
-            shown = list(self._look(frames[asked.references]).split(count))
+            shown = list(self._look(frames[asked.references]).tensor_split([count]))
         pairs = [critic.compared(looked[0][:, one], looked[0][:, other], shown[0]) for one, other in PAIRS]
         logits = critic.answers(torch.cat(pairs), critic.words(PROGRESS, asked.tasks * len(PAIRS)))
         wanted = soft_words(asked.progress.t().flatten(), critic.bins, config.width).to(logits.device)
@@ -239,14 +239,13 @@ class CriticTrainer:
     def finish(self) -> None:
         """The folder, its threshold calibrated on the episodes that were kept."""
         self.policy.eval()
-        chances, truth = done_of(self.critic, self.kept)
-        threshold = calibrated(chances, truth, self.config.precision) if len(chances) else 0.5
+        threshold, each = thresholds(self.critic, self.kept, self.config.precision)
         new = self.out.with_name(f".{self.out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         copy_inside(self.source, new)
         save_policy(new, self.policy, self.before, self.after)
-        write_json(new / NOTES, self._notes(threshold))
+        write_json(new / NOTES, self._notes(threshold) | {"thresholds": each})
         new.rename(self.out)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -264,6 +263,21 @@ def split(
             kept |= {group[i] for i in order[: round(share * len(group))]}
     learning = [t for i, t in enumerate(trajectories) if i not in kept]
     return learning, [t for i, t in enumerate(trajectories) if i in kept]
+
+
+def thresholds(
+    critic: Critic, trajectories: Sequence[Trajectory], precision: float
+) -> tuple[float, dict[str, float]]:
+    """The threshold of done for all tasks together, and for each task that has episodes of its own here."""
+    if not trajectories:
+        return 0.5, {}
+    chances, truth = done_of(critic, trajectories)
+    each = {}
+    for task in sorted({t.task for t in trajectories}):
+        mine = [t for t in trajectories if t.task == task]
+        if any(t.success for t in mine):
+            each[task] = calibrated(*done_of(critic, mine), precision)
+    return calibrated(chances, truth, precision), each
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:

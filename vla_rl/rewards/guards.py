@@ -48,22 +48,21 @@ class Agreement:
     Args:
         rows: episodes at once.
         count: judgements that have to agree.
-        threshold: chance from which one says done.
     """
 
-    def __init__(self, rows: int, count: int, threshold: float) -> None:
+    def __init__(self, rows: int, count: int) -> None:
         if count < 1:
             raise UserError(f"reward.agree={count} must be at least 1")
-        self.count, self.threshold = count, threshold
+        self.count = count
         self.streak = torch.zeros(rows, dtype=torch.long)
 
     def begin(self, rows: Tensor) -> None:
         """New episodes in the bool [B] ``rows``."""
         self.streak[rows] = 0
 
-    def update(self, rows: Tensor, chances: Tensor) -> Tensor:
-        """Bool [k]: agreed, for rows ``rows`` [k] (indices) of whom the newest judgement is ``chances`` [k]."""
-        self.streak[rows] = torch.where(chances >= self.threshold, self.streak[rows] + 1, 0)
+    def update(self, rows: Tensor, said: Tensor) -> Tensor:
+        """Bool [k]: agreed, for rows ``rows`` [k] (indices) whose newest judgement is ``said`` bool [k]."""
+        self.streak[rows] = torch.where(said, self.streak[rows] + 1, 0)
         return self.streak[rows] >= self.count
 
 

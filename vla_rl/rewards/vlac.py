@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_rl.critic.model import Critic
+from vla_rl.critic.model import Critic, threshold_of
 from vla_rl.critic.value import ValueFilter
 from vla_rl.environment import Observation, VlaVectorEnv, row_mask
 from vla_rl.errors import UserError
@@ -101,12 +101,8 @@ class JudgedEnv(VlaVectorEnv):
         self.set_spaces(spec, env.num_envs)
         self.start_states = env.start_states
         count = env.num_envs
-        threshold = config.threshold if config.threshold is not None else float(critic.notes["threshold"])
-        if threshold > 1:
-            raise UserError(
-                "the critic's done was never right often enough to set a threshold: train it longer, or set reward.threshold"
-            )
-        self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree, threshold)
+        self.thresholds = {task: self._threshold(task) for task in spec.tasks}
+        self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree)
         self.audit = Audit(config.window, config.false_limit)
         self.steps = torch.zeros(count, dtype=torch.long)
         self.best, self.lowest = torch.zeros(count), torch.zeros(count)
@@ -117,6 +113,22 @@ class JudgedEnv(VlaVectorEnv):
         self._pool = ThreadPoolExecutor(1) if config.late else None
         self._pending: tuple[Future[Judgement], Tensor, Tensor] | None = None
         self.closed = False
+
+    def _threshold(self, task: str) -> float:
+        """Chance from which a task counts as done.
+
+        Raises:
+            UserError: the critic has none for it.
+        """
+        if self.config.threshold is not None:
+            return self.config.threshold
+        found = threshold_of(self.critic.notes, task)
+        if found > 1:
+            raise UserError(
+                f"the critic's done was never right often enough to set a threshold for '{task}': train it longer, or set "
+                "reward.threshold"
+            )
+        return found
 
     # ---- the environment's own --------------------------------------------------------------------------
 
@@ -267,7 +279,8 @@ class JudgedEnv(VlaVectorEnv):
         seen, pair, pair_std, whole, whole_std, chances = found
         config, before = self.config, self.track.value[rows]
         after = self.track.update(rows, (pair, pair_std), (whole, whole_std))
-        over = self.agreement.update(rows, chances)
+        wanted = torch.tensor([self.thresholds[task] for task in self._asked(rows)])
+        over = self.agreement.update(rows, chances >= wanted)
         self.last[rows] = seen
         given = shaped(config.shaping, before, after, self.best[rows], over, config.gamma, config.limit)
         self.best[rows] = torch.maximum(self.best[rows], after)

@@ -27,7 +27,7 @@ class CriticService(Service):
         self.methods = {"hello": self._hello, "progress": self._progress, "done": self._done}
 
     def _hello(self, message: dict[str, Any]) -> dict[str, Any]:
-        known = ("image", "skip", "references", "threshold", "tasks")
+        known = ("image", "skip", "references", "threshold", "thresholds", "tasks")
         return greeted(message) | {"critic": {key: self.critic.notes[key] for key in known}}
 
     def _progress(self, message: dict[str, Any]) -> dict[str, Any]:
