@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from vla_rl.config import resolve_path, typed
@@ -34,7 +36,6 @@ def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
     """
     if not judges(reward):
         return env
-    from vla_rl.critic.model import Critic
     from vla_rl.critic.remote import RemoteCritic
     from vla_rl.critic.trajectories import read_trajectories
     from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
@@ -47,8 +48,24 @@ def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
     if reward.get("address"):
         critic: Any = RemoteCritic(reward.address, token_file=reward.get("token_file"))
     else:
-        critic = Critic.load(reward.path, reward.get("device") or "cpu")
+        critic = _from_folder(resolve_path(reward.path), reward)
     shown = [resolve_path(d) for d in reward.get("references") or []]
     references = read_trajectories(shown, reward.get("camera")) if shown else []
     looked = {t.task: critic.refer(t) for t in reversed(references) if t.success}
     return JudgedEnv(env, critic, typed(VlacConfig, settings, "reward."), looked)
+
+
+def _from_folder(folder: Path, reward: Any) -> Any:
+    """A critic of ours, or any of LeRobot's reward models."""
+    from vla_rl.critic.model import NOTES, Critic
+
+    device = reward.get("device") or "cpu"
+    if not (folder / NOTES).is_file() and (folder / "config.json").is_file():
+        from lerobot.configs.rewards import RewardModelConfig
+
+        from vla_rl.critic.lerobot_reward import RewardModelCritic
+
+        kind = json.loads((folder / "config.json").read_text()).get("type")
+        if kind in RewardModelConfig.get_known_choices():
+            return RewardModelCritic.load(folder, device)
+    return Critic.load(folder, device)
