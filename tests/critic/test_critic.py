@@ -1,6 +1,7 @@
 """A tiny critic learns to judge films, is measured, ranks a data set, goes on bit for bit, and refuses what it cannot judge."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from vla_rl.critic.metrics import voc
 from vla_rl.critic.model import Critic
 from vla_rl.critic.page import write_page
 from vla_rl.critic.pairs import PairConfig
-from vla_rl.critic.train import CriticConfig, CriticTrainer, split
+from vla_rl.critic.train import CriticConfig, CriticTrainer, calibrate, split
 from vla_rl.errors import UserError
 
 PAIRS = PairConfig(skip=2, references=3, reference_share=0.1, mismatch=0.05, pictures=1)
@@ -143,6 +144,18 @@ def test_what_cannot_be_judged_is_refused(critic, start, tmp_path):
 def test_notes_say_what_it_knows(critic):
     notes = json.loads((critic.policy.config.pretrained_path / "critic.json").read_text())
     assert notes["tasks"] == sorted(TASKS) and notes["image"] == [64, 64] and notes["skip"] == 2
+
+
+def test_thresholds_are_set_on_episodes_of_ones_own(critic, tmp_path):
+    folder = tmp_path / "critic"
+    shutil.copytree(critic.policy.config.pretrained_path, folder)
+    found = calibrate(folder, films(12, first=700), 0.98)
+    notes = json.loads((folder / "critic.json").read_text())
+    assert set(found) == set(TASKS) and all(notes["thresholds"][t] == v >= 0.5 for t, v in found.items())
+    assert (
+        "pretrained_path" not in json.loads((folder / "config.json").read_text())
+        or not json.loads((folder / "config.json").read_text())["pretrained_path"]
+    )
 
 
 def test_a_film_played_backwards_ends_lower(critic):

@@ -2,12 +2,14 @@
 
 usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value ...]
        vla-rl critic eval path=DIR datasets=[DIR,...] [references=[DIR,...]] [json=FILE] [out=PAGE.html]
+       vla-rl critic calibrate path=DIR datasets=[DIR,...] [precision=0.98]
        vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [drop=0.1]
 
   train   teach a token VLA to judge: which of two pictures is closer to what the sentence asks for and by how much, and whether
           it is done; record failed episodes too (vla-rl record only_success=false), they teach what is not done
   eval    order correlation with time (VOC) on episodes it has not seen, on videos played backwards, on tasks it was not trained
           on with and without one reference episode; done's precision and recall; refused mismatches; value curves over video
+  calibrate   set the threshold of done for each task on episodes it has not seen, failures among them
   score   rank recorded episodes, and mask frames that lead back; vla-rl pretrain progress=DIR leaves those out
 
 A critic is a reward for every learner: vla-rl train reward=vlac reward.path=DIR (docs/critic.md).
@@ -15,6 +17,7 @@ A critic is a reward for every learner: vla-rl train reward=vlac reward.path=DIR
 Examples:
   vla-rl critic train datasets=[data/table] train.start=assets/token-nano out=runs/critic
   vla-rl critic eval path=runs/critic datasets=[data/table-test] json=critic.json out=critic.html
+  vla-rl critic calibrate path=runs/critic datasets=[data/rollouts]
   vla-rl critic score path=runs/critic datasets=[data/human] out=data/human-scores
 """
 
@@ -31,7 +34,7 @@ from vla_rl.runtime.progress import track
 
 def run(overrides: list[str]) -> int:
     """Start what the first word names."""
-    kinds = {"train": _train, "eval": _eval, "score": _score}
+    kinds = {"train": _train, "eval": _eval, "calibrate": _calibrate, "score": _score}
     word = overrides[0] if overrides else ""
     if word not in kinds:
         raise UserError(f"vla-rl critic {word}: {nearest(word, kinds)} (vla-rl critic --help)")
@@ -101,6 +104,19 @@ def _eval(config: Any) -> None:
         print(f"wrote {config.json}")
     if config.out:
         print(f"wrote {write_page(Path(config.out), summary, curves, config.most)}")
+
+
+def _calibrate(config: Any) -> None:
+    from vla_rl.critic.train import calibrate
+    from vla_rl.critic.trajectories import read_trajectories
+
+    if not 0 < config.precision <= 1:
+        raise UserError(f"precision={config.precision} must be in 0..1")
+    folder = resolve_path(config.path)
+    trajectories = read_trajectories([resolve_path(d) for d in config.datasets], config.camera)
+    for task, threshold in calibrate(folder, trajectories, config.precision).items():
+        print(f"{threshold:.3f}  {task}" + ("  never sure enough" if threshold > 1 else ""))
+    print(f"wrote {folder / 'critic.json'}")
 
 
 def _score(config: Any) -> None:

@@ -29,6 +29,9 @@ from vla_rl.pretrain_data import Samples
 from vla_rl.runtime import checkpoints
 from vla_rl.runtime.metrics import write_json
 
+LEAST_CHANCE = 0.5
+"""Lowest threshold of done: a few episodes may not show what would be called done below it."""
+
 
 @dataclass
 class CriticConfig:
@@ -244,6 +247,7 @@ class CriticTrainer:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         copy_inside(self.source, new)
+        self.policy.config.pretrained_path = None  # where it began is no part of the folder
         save_policy(new, self.policy, self.before, self.after)
         write_json(new / NOTES, self._notes(threshold) | {"thresholds": each})
         new.rename(self.out)
@@ -265,6 +269,21 @@ def split(
     return learning, [t for i, t in enumerate(trajectories) if i in kept]
 
 
+def calibrate(path: Path, trajectories: Sequence[Trajectory], precision: float) -> dict[str, float]:
+    """Set a critic's thresholds of done on episodes that it has not seen, failures among them; returns those of the tasks.
+
+    Args:
+        path: its folder, whose notes are rewritten.
+        trajectories: of the tasks to calibrate; the others keep theirs.
+        precision: that "done" should have on them.
+    """
+    critic = Critic.load(path)
+    overall, each = thresholds(critic, trajectories, precision)
+    notes = critic.notes | {"threshold": overall, "thresholds": critic.notes.get("thresholds", {}) | each}
+    write_json(path / NOTES, notes)
+    return each
+
+
 def thresholds(
     critic: Critic, trajectories: Sequence[Trajectory], precision: float
 ) -> tuple[float, dict[str, float]]:
@@ -276,8 +295,8 @@ def thresholds(
     for task in sorted({t.task for t in trajectories}):
         mine = [t for t in trajectories if t.task == task]
         if any(t.success for t in mine):
-            each[task] = calibrated(*done_of(critic, mine), precision)
-    return calibrated(chances, truth, precision), each
+            each[task] = max(LEAST_CHANCE, calibrated(*done_of(critic, mine), precision))
+    return max(LEAST_CHANCE, calibrated(chances, truth, precision)), each
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
