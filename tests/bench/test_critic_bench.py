@@ -12,5 +12,6 @@ def test_both_sides_give_the_same_answers(tmp_path):
     torch.manual_seed(0)
     critic = subject(config, tmp_path)
     pictures = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
-    answers = batched(critic, pictures)
-    assert torch.equal(answers, generated(critic, pictures)) and len(answers) == 4
+    for shown in (None, pictures[:2]):
+        answers = batched(critic, pictures, shown)
+        assert torch.equal(answers, generated(critic, pictures, shown)) and len(answers) == 4

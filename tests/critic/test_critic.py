@@ -10,7 +10,7 @@ from films import TASKS, film, films
 
 from vla_rl.critic.evaluate import evaluate
 from vla_rl.critic.metrics import voc
-from vla_rl.critic.model import Critic
+from vla_rl.critic.model import PROGRESS, Critic
 from vla_rl.critic.page import write_page
 from vla_rl.critic.pairs import PairConfig
 from vla_rl.critic.train import CriticConfig, CriticTrainer, calibrate, split
@@ -64,6 +64,17 @@ def test_questions_in_one_batch_or_alone_have_one_answer(critic):
         for i, t in enumerate([TASKS[0], TASKS[1], "go"])
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+def test_a_reference_that_is_read_once_is_as_good_as_one_read_with_every_question(critic):
+    each, shown = film(952), critic.refer(film(953))
+    with torch.no_grad():
+        seen = critic.look(each.pictures)
+        tasks = [TASKS[0], TASKS[1], "another thing to do"]
+        found = critic.progress(seen[:3], seen[3:6], tasks, shown)[0]
+        whole = critic.compared(seen[:3], seen[3:6], shown.expand(3, *shown.shape))
+        logits = critic.answers(whole, critic.words(PROGRESS, tasks))
+    assert torch.allclose(found, logits.softmax(-1) @ critic.centres, atol=1e-5)
 
 
 def test_a_page_with_curves_over_video(critic, tmp_path):

@@ -1,7 +1,8 @@
 """Pairs judged per second: a trajectory in batches, each picture looked at once, against ``generate()`` pair by pair.
 
 Both sides answer the same questions about the same pictures with the same weights, in turn, ``rounds`` times in one process.
-``generate()`` may say answers only, and says one word; it looks at both pictures of every pair, as the reference code does.
+``generate()`` may say answers only, and says one word; it looks at all pictures of every pair, the reference's too, as the reference code
+does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
 from vla_rl.stats import ratio_row
 
+SIDES = ("ours", "generate")
+
 
 def run(overrides: list[str]) -> int:
     """Check that the answers are equal, time both sides in turn, print and write the ratio."""
@@ -32,24 +35,40 @@ def run(overrides: list[str]) -> int:
         critic = subject(config, Path(folder))
         size = int(config.image_size)
         pictures = torch.randint(0, 256, (config.pictures, 3, size, size), dtype=torch.uint8)
-        same = float((batched(critic, pictures) == generated(critic, pictures)).float().mean())
-        print(f"answers that are equal: {same:.2%} of {len(pictures) - 1}")
-        sides: dict[str, list[float]] = {"ours": [], "generate": []}
-        for _ in range(config.rounds):
-            for name, call in (("ours", batched), ("generate", generated)):
-                began = time.perf_counter()
-                call(critic, pictures)
-                sides[name].append(time.perf_counter() - began)
-            print(f"ours {sides['ours'][-1]:.3f} s  generate {sides['generate'][-1]:.3f} s", flush=True)
-    pairs = len(pictures) - 1
-    ours, peer = ([pairs / seconds for seconds in sides[name]] for name in ("ours", "generate"))
-    row = ratio_row("vs_generate", "pairs per second", ours, peer)
-    low, high = row["ratio95"]
-    print(f"{row['ratio']:.1f} times as fast (95 % {low:.1f}-{high:.1f})")
+        shown = pictures[: config.references]
+        found = {
+            "vs_generate": _compared(critic, pictures, shown, config.rounds),
+            "vs_generate_no_reference": _compared(critic, pictures, None, config.rounds),
+        }
+    rows = []
+    for name, (same, sides) in found.items():
+        ours, peer = ([(len(pictures) - 1) / seconds for seconds in sides[side]] for side in SIDES)
+        rows.append(ratio_row(name, "pairs per second", ours, peer))
+        low, high = rows[-1]["ratio95"]
+        print(
+            f"{name}: {rows[-1]['ratio']:.1f} times as fast (95 % {low:.1f}-{high:.1f}), {same:.2%} equal answers"
+        )
     if config.json:
-        write_json(Path(config.json), {"rows": [row], "equal_answers": same, "seconds": sides})
+        equal = {name: same for name, (same, _) in found.items()}
+        write_json(Path(config.json), {"rows": rows, "equal_answers": equal})
         print(f"wrote {config.json}")
     return 0
+
+
+def _compared(
+    critic: Critic, pictures: Tensor, shown: Tensor | None, rounds: int
+) -> tuple[float, dict[str, list[float]]]:
+    """Share of equal answers, and the seconds of each side's rounds."""
+    calls = dict(zip(SIDES, (batched, generated), strict=True))
+    same = float((batched(critic, pictures, shown) == generated(critic, pictures, shown)).float().mean())
+    sides: dict[str, list[float]] = {name: [] for name in SIDES}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call(critic, pictures, shown)
+            sides[name].append(time.perf_counter() - began)
+        print("  ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in sides.items()), flush=True)
+    return same, sides
 
 
 def subject(config: Any, folder: Path) -> Critic:
@@ -61,22 +80,24 @@ def subject(config: Any, folder: Path) -> Critic:
 
 
 @torch.no_grad()
-def batched(critic: Critic, pictures: Tensor) -> Tensor:
-    """Likeliest answer [T - 1] to each pair of neighbours [T, 3, H, W], ours."""
+def batched(critic: Critic, pictures: Tensor, shown: Tensor | None = None) -> Tensor:
+    """Likeliest answer [T - 1] to each pair of neighbours [T, 3, H, W] after a reference ``shown`` [R, 3, H, W], ours."""
     seen = critic.look(pictures)
     asked = critic.words(PROGRESS, [PROMPT] * (len(seen) - 1))
-    return critic.answers(critic.compared(seen[:-1], seen[1:]), asked).argmax(-1)
+    before = None if shown is None else critic.network.remember(critic.look(shown).flatten(0, 1))
+    return critic.answers(critic.compared(seen[:-1], seen[1:]), asked, before).argmax(-1)
 
 
 @torch.no_grad()
-def generated(critic: Critic, pictures: Tensor) -> Tensor:
+def generated(critic: Critic, pictures: Tensor, shown: Tensor | None = None) -> Tensor:
     """The same by ``generate()``, pair by pair."""
     network = critic.network
     words = LogitsProcessorList([WordsOnly(network.first_word)])
     said = []
-    for pair in zip(pictures[:-1], pictures[1:], strict=True):
+    for first, second in zip(pictures[:-1], pictures[1:], strict=True):
         asked, there = critic.words(PROGRESS, [PROMPT])
-        seen = network.look(torch.stack(pair)).flatten(0, 1)[None]
+        every = torch.stack([*([] if shown is None else shown), first, second])
+        seen = network.look(every).flatten(0, 1)[None]
         embedded = torch.cat([seen, network.vlm.get_input_embeddings()(asked).to(seen)], 1)
         mask = torch.cat([there.new_ones(seen.shape[:2]), there], 1).long()
         ids = network.vlm.generate(

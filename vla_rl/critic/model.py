@@ -153,14 +153,21 @@ class Critic:
             parts.append((second - first)[:, None])
         return torch.cat(([] if reference is None else [reference]) + parts, 1)
 
-    def answers(self, seen: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:
+    def answers(self, seen: Tensor, words: tuple[Tensor, Tensor], before: Any = None) -> Tensor:
         """Logits [B, bins] of the answer to questions about pictures already looked at.
 
         Args:
             seen: [B, n, tokens, D].
             words: of ``words``.
+            before: of ``TokenNetwork.remember``, a reference that all of them begin with; None = none.
         """
-        return self.network.answer(seen.flatten(1, 2), *words)
+        return self.network.answer(seen.flatten(1, 2), *words, before)
+
+    def _asked(self, seen: Tensor, words: tuple[Tensor, Tensor], reference: Tensor | None) -> Tensor:
+        """``answers`` part by part; the language model reads the reference [R, tokens, D] once."""
+        before = None if reference is None else self.network.remember(reference.flatten(0, 1))
+        parts = [slice(start, start + BATCH) for start in range(0, len(seen), BATCH)]
+        return torch.cat([self.answers(seen[p], (words[0][p], words[1][p]), before) for p in parts])
 
     # ---- questions --------------------------------------------------------------------------------------
 
@@ -176,30 +183,15 @@ class Critic:
             tasks: B instructions.
             reference: of an episode that succeeded, looked at, [R, tokens, D]; None = none.
         """
-        shown = None if reference is None else reference.expand(len(first), *reference.shape)
-        seen = self.compared(first, second, shown)
-        means, deviations = [], []
-        words = self.words(PROGRESS, tasks)
-        for start in range(0, len(seen), BATCH):
-            part = slice(start, start + BATCH)
-            chances = self.answers(seen[part], (words[0][part], words[1][part])).softmax(-1).cpu()
-            mean = chances @ self.centres
-            means.append(mean)
-            deviations.append(((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt())
-        return torch.cat(means), torch.cat(deviations)
+        logits = self._asked(self.compared(first, second), self.words(PROGRESS, tasks), reference)
+        chances = logits.softmax(-1).cpu()
+        mean = chances @ self.centres
+        return mean, ((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt()
 
     @torch.no_grad()
     def done(self, seen: Tensor, tasks: Sequence[str], reference: Tensor | None = None) -> Tensor:
         """[B] chance that the task is done in pictures already looked at [B, tokens, D]; ``reference`` as ``progress``."""
-        asked = seen[:, None]
-        if reference is not None:
-            asked = torch.cat([reference.expand(len(seen), *reference.shape), asked], 1)
-        words = self.words(DONE, tasks)
-        chances = []
-        for start in range(0, len(seen), BATCH):
-            part = slice(start, start + BATCH)
-            chances.append(yes(self.answers(asked[part], (words[0][part], words[1][part]))).sigmoid().cpu())
-        return torch.cat(chances)
+        return yes(self._asked(seen[:, None], self.words(DONE, tasks), reference)).sigmoid().cpu()
 
     def refer(self, reference: Trajectory) -> Tensor:
         """A reference, looked at [R, tokens, D]: ``references`` moments from beginning to success, evenly apart.

@@ -6,6 +6,7 @@ time step by time step. Words are rows that are added to the model's vocabulary,
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -110,24 +111,39 @@ class TokenNetwork(nn.Module):
         ).last_hidden_state
         return self._scores(hidden[:, -count:])
 
-    def answer(self, seen: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    def answer(self, seen: Tensor, words: Tensor, mask: Tensor, before: Any = None) -> Tensor:
         """[B, bins] of the first word after a question, without proprioception.
 
         Args:
             seen: pictures already looked at, [B, tokens, D].
             words: prompt tokens [B, L].
             mask: [B, L] which of them are there; those on the right may be missing.
+            before: of ``remember``: what all B questions begin with; None = nothing.
         """
         asked = self.vlm.get_input_embeddings()(words)
         there = torch.cat([mask.new_ones(seen.shape[:2]), mask], 1)
+        cache, length = None, 0
+        if before is not None:
+            cache, length = copy.deepcopy(before), before.get_seq_length()
+            cache.batch_repeat_interleave(len(seen))
+        every = torch.cat([there.new_ones(len(there), length), there], 1)
         hidden = self.language(
             inputs_embeds=torch.cat([seen, asked.to(seen)], 1),
-            attention_mask=there.long(),
-            position_ids=_positions(there),
-            use_cache=False,
+            attention_mask=every.long(),
+            position_ids=_positions(every)[:, length:],
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
         last = there.shape[1] - 1 - mask.flip(1).int().argmax(1)
         return self._scores(hidden[torch.arange(len(hidden), device=hidden.device), last])
+
+    @torch.no_grad()
+    def remember(self, seen: Tensor) -> Any:
+        """The language model's cache after pictures already looked at [tokens, D], to begin many questions with."""
+        there = torch.ones(1, len(seen), dtype=torch.long, device=seen.device)
+        return self.language(
+            inputs_embeds=seen[None], attention_mask=there, position_ids=there.cumsum(1) - 1, use_cache=True
+        ).past_key_values
 
     @torch.no_grad()
     def sample(
