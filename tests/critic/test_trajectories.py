@@ -73,7 +73,7 @@ def test_bad_data(folder, tmp_path):
 
 def test_scores_are_the_mask_that_pretraining_reads(folder, critic, tmp_path):
     out = tmp_path / "scores"
-    found = score(critic, [folder], out, least_voc=-1.0, drop=2.0)
+    found = score(critic, [folder], out, least_voc=-1.0, least_done=0.0, drop=2.0)
     assert len(found) == 6 and all(s.kept for s in found)
     mask = read_mask(out, [folder])
     assert mask.all() and len(mask) == sum(e.length for e in load_episodes(folder, images=False))

@@ -3,7 +3,7 @@
 usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value ...]
        vla-rl critic eval path=DIR datasets=[DIR,...] [references=[DIR,...]] [json=FILE] [out=PAGE.html]
        vla-rl critic calibrate path=DIR datasets=[DIR,...] [precision=0.98]
-       vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [drop=0.1]
+       vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [least_done=0.5] [drop=0.1]
 
   train   teach a token VLA to judge: which of two pictures is closer to what the sentence asks for and by how much, and whether
           it is done; record failed episodes too (vla-rl record only_success=false), they teach what is not done

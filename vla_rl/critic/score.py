@@ -48,7 +48,7 @@ def score(
     *,
     camera: str | None = None,
     least_voc: float = 0.5,
-    least_done: float = 0.0,
+    least_done: float = 0.5,
     drop: float = 0.1,
     progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
