@@ -35,6 +35,8 @@ def test_done_is_said_where_it_is_certain():
     success = torch.tensor([True] * 6 + [False])
     label = done_label(moments, torch.full((7,), 10), success)
     assert label[[0, 1, 4, 5, 6]].tolist() == [0, 0, 1, 1, 0] and label[2:4].isnan().all()
+    timed = done_label(moments, torch.full((7,), 10), success, 1.0)
+    assert timed.tolist() == [0, 0, 0, 0, 1, 1, 0]
 
 
 def test_pictures_that_hardly_differ_are_the_same():

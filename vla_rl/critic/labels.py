@@ -24,10 +24,18 @@ def progress_label(first: Tensor, second: Tensor, end: Tensor) -> Tensor:
     return torch.where(second >= first, share, -share)
 
 
-def done_label(moment: Tensor, end: Tensor, success: Tensor) -> Tensor:
-    """[B] 1 from the success on, 0 before 80 % of the way or in an episode that fails, NaN in between: nobody can say."""
+def done_label(moment: Tensor, end: Tensor, success: Tensor, surely_before: float = 0.8) -> Tensor:
+    """[B] 1 from the success on, 0 early enough before it or in an episode that fails, NaN in between: nobody can say.
+
+    Args:
+        moment: int64 [B].
+        end: of the success, or the last moment.
+        success: bool [B] of the episode.
+        surely_before: share of the way until which it is certainly not done. 1 where the moment of success was recorded: a policy
+            that learns from the critic stops where the critic is not sure.
+    """
     label = torch.full(moment.shape, torch.nan)
-    label[moment < 0.8 * end] = 0.0
+    label[moment < surely_before * end] = 0.0
     label[~success] = 0.0
     label[success & (moment >= end)] = 1.0
     return label

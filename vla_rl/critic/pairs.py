@@ -161,9 +161,8 @@ class Pairs:
                 moment = trajectory.end + self._below(len(trajectory) - trajectory.end)
             else:
                 moment = self._below(len(trajectory))
-            label = done_label(
-                torch.tensor([moment]), torch.tensor([trajectory.end]), torch.tensor([trajectory.success])
-            )
+            at, end, success = (torch.tensor([v]) for v in (moment, trajectory.end, trajectory.success))
+            label = done_label(at, end, success, trajectory.surely_before)
             if not label.isnan():
                 break
         task, reference, wrong = self._asked(trajectory.task, which, shown)

@@ -306,9 +306,8 @@ def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor,
     chances, truth = [], []
     for each in trajectories:
         moments = torch.arange(len(each))
-        label = done_label(
-            moments, torch.full_like(moments, each.end), torch.full((len(each),), each.success)
-        )
+        end, success = torch.full_like(moments, each.end), torch.full((len(each),), each.success)
+        label = done_label(moments, end, success, each.surely_before)
         known = (~label.isnan()).nonzero().flatten()
         with torch.no_grad():
             seen = critic.look(each.pictures[known])

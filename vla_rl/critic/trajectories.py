@@ -24,6 +24,7 @@ class Trajectory:
         succeeded: bool [T]: success at this moment or before; all False in an episode that failed.
         name: where it comes from, for messages.
         steps: frames with an action that were recorded; the last picture may be of after the last one.
+        timed: whether the moment of success was recorded; otherwise it is somewhere near the end.
     """
 
     pictures: Tensor
@@ -31,9 +32,15 @@ class Trajectory:
     succeeded: Tensor
     name: str
     steps: int
+    timed: bool = True
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def surely_before(self) -> float:
+        """Share of the way to ``end`` until which it is certainly not done."""
+        return 1.0 if self.timed else 0.8
 
     @property
     def success(self) -> bool:
@@ -125,4 +132,4 @@ def _of(episode: Episode, key: str, stride: int, name: str) -> Trajectory:
     kept = torch.arange(len(pictures) - 1, -1, -stride).flip(0)
     if kept[0] != 0:
         kept = torch.cat([kept.new_zeros(1), kept])
-    return Trajectory(pictures[kept], episode.task, succeeded[kept], name, episode.length)
+    return Trajectory(pictures[kept], episode.task, succeeded[kept], name, episode.length, flags is not None)
