@@ -87,7 +87,9 @@ def test_scores_are_the_mask_that_pretraining_reads(folder, critic, tmp_path):
 def test_a_critic_that_says_the_same_to_everything_is_reported(folder, critic, tmp_path, monkeypatch):
     nothing = torch.zeros(1, critic.bins)
     nothing[:, critic.bins // 2 - 1 : critic.bins // 2 + 1] = 50.0  # zero progress, whatever it sees
-    monkeypatch.setattr(critic.network, "answer", lambda seen, words, mask, before=None: nothing.expand(len(seen), -1))
+    monkeypatch.setattr(
+        critic.network, "answer", lambda seen, words, mask, before=None: nothing.expand(len(seen), -1)
+    )
     with pytest.raises(UserError, match="says the same to every picture"):
         score(critic, [folder], tmp_path / "x")
     assert not (tmp_path / "x").exists()
