@@ -300,14 +300,14 @@ def thresholds(
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
-    """Chance and truth of every moment whose truth is beyond doubt (``vla_rl.critic.labels.done_label``)."""
+    """Chance and truth of every moment that the paper measures done on: not those between 80 % of the way and success."""
     from vla_rl.critic.labels import done_label
 
     chances, truth = [], []
     for each in trajectories:
         moments = torch.arange(len(each))
         end, success = torch.full_like(moments, each.end), torch.full((len(each),), each.success)
-        label = done_label(moments, end, success, each.surely_before)
+        label = done_label(moments, end, success)
         known = (~label.isnan()).nonzero().flatten()
         with torch.no_grad():
             seen = critic.look(each.pictures[known])
