@@ -21,6 +21,7 @@ from torch import Tensor
 from vla_rl.data.mirror import load_mirror
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.nn.step_size import warmed_cosine
 from vla_rl.policies.inside import copy_inside
 from vla_rl.policies.lerobot_folder import (
     JOINED,
@@ -165,12 +166,6 @@ class Pretrainer:
             raise UserError(f"{progress} leaves no sample: make it with a larger drop=")
         return starts
 
-    def rate(self, step: int) -> float:
-        """Learning rate at ``step``: warm-up, then cosine to 2 %."""
-        config = self.config
-        warm = min(1.0, (step + 1) / max(1, config.warmup))
-        return config.lr * warm * (0.49 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
-
     def warm_start(self, progress: Callable[[int, float], None] | None = None) -> float | None:
         """The visual warm start, if one is asked for and training has not begun; its R squared."""
         config = self.config
@@ -212,7 +207,7 @@ class Pretrainer:
                     f"the pre-training loss is {value} at step {self.step + 1}: lower train.lr"
                 )
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
+                group["lr"] = warmed_cosine(config.lr, config.warmup, self.step, config.steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_clip)

@@ -10,7 +10,6 @@ does not need it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import IMAGES
+from vla_rl.nn.step_size import warmed_cosine
 from vla_rl.pretrain_data import Samples
 
 
@@ -91,9 +91,8 @@ def warm_start_vision(
     policy.train()
     losses = []
     for step in range(steps):
-        rate = min(1.0, (step + 1) / 50) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
         for group in optimizer.param_groups:
-            group["lr"] = lr * rate
+            group["lr"] = lr * warmed_cosine(1.0, 50, step, steps)
         pick = torch.randint(len(wanted), (batch_size,), generator=generator)
         images = _picture(samples, cameras, pick, shift)
         seen = head(see(images))

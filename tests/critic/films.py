@@ -1,8 +1,13 @@
 """Films of a square that moves to a cross, left or right as the sentence says: what a tiny critic learns in a minute."""
 
+from pathlib import Path
+
+import tiny
 import torch
 from torch import Tensor
 
+from vla_rl.critic.pairs import PairConfig
+from vla_rl.critic.train import CriticConfig, CriticTrainer
 from vla_rl.critic.trajectories import Trajectory
 
 TASKS = ("push the cube to the goal", "pull the cube back")
@@ -34,3 +39,11 @@ def film(seed: int, task: int = 0, length: int = 13, success: bool = True) -> Tr
 def films(count: int, first: int = 0) -> list[Trajectory]:
     """Of both tasks, every fourth a failure."""
     return [film(first + i, i % 2, success=i % 4 != 3) for i in range(count)]
+
+
+def untrained(place: Path) -> Path:
+    """Folder of a critic of films after one step: it answers, and knows nothing."""
+    start, pairs = tiny.tiny_token(place / "start"), PairConfig(skip=2, references=3)
+    config = CriticConfig(start=str(start), steps=1, batch_size=2, held_out=0.0, pairs=pairs)
+    CriticTrainer(config, films(4), place / "critic").learn()
+    return place / "critic"

@@ -1,16 +1,13 @@
 """A critic as a LeRobot reward model, saved and loaded by LeRobot, and back as a critic."""
 
 import pytest
-import tiny
 import torch
-from films import TASKS, film, films
+from films import TASKS, film, untrained
 from lerobot.rewards.factory import get_reward_model_class, make_reward_model_config
 
 from vla_rl.critic.lerobot_reward import RewardModelCritic
 from vla_rl.critic.model import Critic
 from vla_rl.critic.modeling_vlac import VlacRewardModel
-from vla_rl.critic.pairs import PairConfig
-from vla_rl.critic.train import CriticConfig, CriticTrainer
 from vla_rl.critic.value import step_value
 from vla_rl.errors import UserError
 
@@ -19,13 +16,7 @@ KEY = "observation.images.base"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("critic")
-    start = tiny.tiny_token(place / "start")
-    config = CriticConfig(
-        start=str(start), steps=1, batch_size=2, held_out=0.0, pairs=PairConfig(skip=2, references=3)
-    )
-    CriticTrainer(config, films(4), place / "critic").learn()
-    return place / "critic"
+    return untrained(tmp_path_factory.mktemp("critic"))
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "critic"))
 
-from films import TASKS, film, films  # noqa: E402
+from films import TASKS, film, untrained  # noqa: E402
 
 from vla_rl.critic.model import Critic  # noqa: E402
-from vla_rl.critic.pairs import PairConfig  # noqa: E402
 from vla_rl.critic.remote import RemoteCritic  # noqa: E402
-from vla_rl.critic.train import CriticConfig, CriticTrainer  # noqa: E402
 from vla_rl.errors import UserError  # noqa: E402
 from vla_rl.policies.remote import Remote  # noqa: E402
 from vla_rl.serving.critic import CriticService  # noqa: E402
@@ -23,13 +20,7 @@ from vla_rl.serving.server import PolicyServer  # noqa: E402
 
 @pytest.fixture(scope="module")
 def critic(tmp_path_factory):
-    place = tmp_path_factory.mktemp("critic")
-    start = tiny.tiny_token(place / "start")
-    config = CriticConfig(
-        start=str(start), steps=1, batch_size=2, held_out=0.0, pairs=PairConfig(skip=2, references=3)
-    )
-    CriticTrainer(config, films(4), place / "critic").learn()
-    return Critic.load(place / "critic")
+    return Critic.load(untrained(tmp_path_factory.mktemp("critic")))
 
 
 @pytest.fixture

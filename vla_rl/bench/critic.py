@@ -8,7 +8,6 @@ does.
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from vla_rl.bench.decoding import PROMPT, WordsOnly, nano
+from vla_rl.bench.decoding import PROMPT, WordsOnly, in_turn, nano
 from vla_rl.config import compose
 from vla_rl.critic.model import PROGRESS, Critic
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_threads
 from vla_rl.stats import ratio_row
-
-SIDES = ("ours", "generate")
 
 
 def run(overrides: list[str]) -> int:
@@ -42,7 +39,9 @@ def run(overrides: list[str]) -> int:
         }
     rows = []
     for name, (same, sides) in found.items():
-        ours, peer = ([(len(pictures) - 1) / seconds for seconds in sides[side]] for side in SIDES)
+        ours, peer = (
+            [(len(pictures) - 1) / seconds for seconds in sides[side]] for side in ("ours", "generate")
+        )
         rows.append(ratio_row(name, "pairs per second", ours, peer))
         low, high = rows[-1]["ratio95"]
         print(
@@ -59,16 +58,12 @@ def _compared(
     critic: Critic, pictures: Tensor, shown: Tensor | None, rounds: int
 ) -> tuple[float, dict[str, list[float]]]:
     """Share of equal answers, and the seconds of each side's rounds."""
-    calls = dict(zip(SIDES, (batched, generated), strict=True))
     same = float((batched(critic, pictures, shown) == generated(critic, pictures, shown)).float().mean())
-    sides: dict[str, list[float]] = {name: [] for name in SIDES}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call(critic, pictures, shown)
-            sides[name].append(time.perf_counter() - began)
-        print("  ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in sides.items()), flush=True)
-    return same, sides
+    calls = {
+        "ours": lambda: batched(critic, pictures, shown),
+        "generate": lambda: generated(critic, pictures, shown),
+    }
+    return same, in_turn(calls, rounds)
 
 
 def subject(config: Any, folder: Path) -> Critic:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,13 @@ def run(overrides: list[str]) -> int:
             (decoded(network, condition, count) == generated(network, condition, count)).float().mean()
         )
         print(f"words that are equal: {same:.2%} of {len(condition) * count}")
-        sides: dict[str, list[float]] = {"ours": [], "generate": []}
-        for _ in range(config.rounds):
-            for name, call in (("ours", decoded), ("generate", generated)):
-                began = time.perf_counter()
-                call(network, condition, count)
-                sides[name].append(time.perf_counter() - began)
-            print(f"ours {sides['ours'][-1]:.3f} s  generate {sides['generate'][-1]:.3f} s", flush=True)
+        sides = in_turn(
+            {
+                "ours": lambda: decoded(network, condition, count),
+                "generate": lambda: generated(network, condition, count),
+            },
+            config.rounds,
+        )
     actions = int(config.batch_size) * int(config.chunk)
     ours, peer = ([actions / seconds for seconds in sides[name]] for name in ("ours", "generate"))
     row = ratio_row("vs_generate", "actions per second", ours, peer)
@@ -53,6 +54,18 @@ def run(overrides: list[str]) -> int:
         write_json(Path(config.json), {"rows": [row], "equal_words": same, "seconds": sides})
         print(f"wrote {config.json}")
     return 0
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each of ``calls``, made one after the other, ``rounds`` times."""
+    sides: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            sides[name].append(time.perf_counter() - began)
+        print("  ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in sides.items()), flush=True)
+    return sides
 
 
 def nano(config: Any, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vla_rl.critic.metrics import flat, precision_recall, reliability, voc, voc_f1
 from vla_rl.critic.model import Critic, Judged, threshold_of
 from vla_rl.critic.train import done_of
-from vla_rl.critic.trajectories import Trajectory
+from vla_rl.critic.trajectories import Trajectory, first_successes
 from vla_rl.errors import UserError
 
 STILL = 0.05
@@ -65,7 +65,7 @@ def evaluate(
     """
     if not any(t.success for t in trajectories):
         raise UserError("no episode here succeeded: values are measured on those that do")
-    shown = {t.task: critic.refer(t) for t in reversed(references) if t.success}
+    shown = {task: critic.refer(t) for task, t in first_successes(references).items()}
     known = set(critic.notes["tasks"])
     tasks = sorted({t.task for t in trajectories} | known)
     curves, rows = [], []

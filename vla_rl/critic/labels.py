@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vla_rl.policies.action_tokens import actions_of
+
 SAME_PIXELS = 0.01
 """Two pictures of which fewer pixels than this share differ show no progress."""
 
@@ -55,6 +57,6 @@ def soft_words(values: Tensor, bins: int, width: float) -> Tensor:
         bins: words.
         width: standard deviation, in the values' units.
     """
-    centres = (torch.arange(bins, device=values.device) + 0.5) * (2 / bins) - 1
+    centres = actions_of(torch.arange(bins, device=values.device), bins)
     away = (centres - values[:, None]) / width
     return (-away.square() / 2).softmax(-1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.critic.value import ValueFilter
 from vla_rl.errors import UserError
+from vla_rl.policies.action_tokens import actions_of
 
 NOTES = "critic.json"
 """In a critic's folder, beside what any token VLA has."""
@@ -77,7 +78,7 @@ class Critic:
         self.tokenizer = AutoTokenizer.from_pretrained(policy.config.vlm_model_name)
         self.tokenizer.padding_side = "right"
         self.bins: int = policy.config.bins
-        self.centres = (torch.arange(self.bins) + 0.5) * (2 / self.bins) - 1
+        self.centres = actions_of(torch.arange(self.bins), self.bins)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Critic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -29,15 +30,14 @@ def write_page(out: Path, summary: dict[str, Any], curves: Sequence[Curve], most
         curves: the first of each task are shown.
         most: episodes on the page.
     """
-    parts = [_numbers(summary), _reliability(summary)]
-    shown: dict[str, int] = {}
-    for curve in sorted(curves, key=lambda c: shown.setdefault(c.trajectory.task, 0)):
-        if len(parts) - 2 >= most or shown[curve.trajectory.task] >= max(
-            1, most // len({c.trajectory.task for c in curves})
-        ):
-            continue
-        shown[curve.trajectory.task] += 1
-        parts.append(_episode(curve))
+    each = max(1, most // len({c.trajectory.task for c in curves}))
+    seen: Counter[str] = Counter()
+    shown: list[Curve] = []
+    for curve in curves:
+        seen[curve.trajectory.task] += 1
+        if seen[curve.trajectory.task] <= each:
+            shown.append(curve)
+    parts = [_numbers(summary), _reliability(summary), *map(_episode, shown[:most])]
     template = Template(files("vla_rl.report").joinpath("template.html").read_text(encoding="utf-8"))
     lead = "<p class='lead'>Value and chance of done that the critic gives to episodes it was not trained on.</p>"
     write_text(out, template.substitute(title="critic", lead=lead, body="\n".join(parts)))

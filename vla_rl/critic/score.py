@@ -12,10 +12,8 @@ from torch import Tensor
 from vla_rl.critic.metrics import flat, voc
 from vla_rl.critic.model import Critic
 from vla_rl.critic.trajectories import Trajectory, read_trajectories
-from vla_rl.data.progress import FILE, NOTES
+from vla_rl.data.progress import named, write_masks
 from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json
-from vla_rl.runtime.tensors import write_tensors
 
 
 @dataclass
@@ -67,11 +65,7 @@ def score(
     Raises:
         UserError: ``out`` exists, two data sets of one name, or a critic that says the same to everything.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: choose another out=")
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        raise UserError(f"data sets are told apart by their names, and two are the same: {', '.join(names)}")
+    names = named(folders, out)
     parts = [read_trajectories([folder], camera) for folder in folders]
     seen = 0
     scores: list[Score] = []
@@ -107,11 +101,8 @@ def score(
             "the critic says the same to every picture of these episodes: it does not know this camera or arm (train it "
             "on some of them)"
         )
-    lost = {name: 1 - float(tensors[f"{name}/kept"].float().mean()) for name in names}
-    out.mkdir(parents=True)
-    write_tensors(out / FILE, tensors, f"scores to {out}")
     settings = {"least_voc": least_voc, "least_done": least_done, "drop": drop}
-    write_json(out / NOTES, {"settings": settings, "dropped": lost, "episodes": [s.__dict__ for s in scores]})
+    write_masks(out, tensors, {"settings": settings, "episodes": [s.__dict__ for s in scores]})
     return scores
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,12 +15,13 @@ from torch.nn import functional
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.critic.augment import augmented
-from vla_rl.critic.labels import soft_words
+from vla_rl.critic.labels import done_label, soft_words
 from vla_rl.critic.metrics import calibrated
 from vla_rl.critic.model import DONE, NOTES, PROGRESS, Critic, yes
 from vla_rl.critic.pairs import PAIRS, PairConfig, Pairs, Questions
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.errors import NonFiniteError, UserError
+from vla_rl.nn.step_size import warmed_cosine
 from vla_rl.policies.inside import copy_inside
 from vla_rl.policies.lerobot_folder import load_policy_folder, local_folder, read_config
 from vla_rl.policies.nano import save_policy
@@ -184,7 +184,7 @@ class CriticTrainer:
                     f"the critic's loss is {loss.item()} at step {self.step + 1}: lower train.lr"
                 )
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
+                group["lr"] = warmed_cosine(config.lr, config.warmup, self.step, config.steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_clip)
@@ -198,12 +198,6 @@ class CriticTrainer:
 
     def _write(self, folder: Path) -> None:
         save_learner(folder, *self._parts(), {"step": self.step, "settings": self._settings()})
-
-    def rate(self, step: int) -> float:
-        """Step size at ``step``."""
-        config = self.config
-        warm = min(1.0, (step + 1) / max(1, config.warmup))
-        return config.lr * warm * (0.49 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
 
     def losses(self, asked: Questions) -> dict[str, Tensor]:
         """``progress`` (cross-entropy per pair), ``done``, and ``act`` where it is learned too."""
@@ -290,19 +284,18 @@ def thresholds(
     """The threshold of done for all tasks together, and for each task that has episodes of its own here."""
     if not trajectories:
         return 0.5, {}
-    chances, truth = done_of(critic, trajectories)
-    each = {}
+    each, parts = {}, []
     for task in sorted({t.task for t in trajectories}):
         mine = [t for t in trajectories if t.task == task]
+        parts.append(done_of(critic, mine))
         if any(t.success for t in mine):
-            each[task] = max(LEAST_CHANCE, calibrated(*done_of(critic, mine), precision))
+            each[task] = max(LEAST_CHANCE, calibrated(*parts[-1], precision))
+    chances, truth = (torch.cat(column) for column in zip(*parts, strict=True))
     return max(LEAST_CHANCE, calibrated(chances, truth, precision)), each
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
     """Chance and truth of every moment that the paper measures done on: not those between 80 % of the way and success."""
-    from vla_rl.critic.labels import done_label
-
     chances, truth = [], []
     for each in trajectories:
         moments = torch.arange(len(each))
@@ -313,6 +306,4 @@ def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor,
             seen = critic.look(each.pictures[known])
         chances.append(critic.done(seen, [each.task] * len(known)))
         truth.append(label[known] > 0.5)
-    if not chances:
-        return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
     return torch.cat(chances), torch.cat(truth)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vla_rl.data.dataset import Episode, dataset_info, load_episodes
 from vla_rl.errors import UserError
-from vla_rl.keys import IMAGES
+from vla_rl.keys import IMAGES, image_key
 
 
 @dataclass
@@ -64,7 +64,7 @@ def camera_of(folder: Path, camera: str | None = None) -> str:
         raise UserError(f"{folder} has no pictures: a critic needs a camera (record with env.cameras)")
     if camera is None:
         return have[0]
-    key = camera if camera.startswith(IMAGES) else f"{IMAGES}{camera}"
+    key = image_key(camera)
     if key not in have:
         raise UserError(
             f"{folder} has no camera {camera}; it has: {', '.join(k.removeprefix(IMAGES) for k in have)}"
@@ -98,6 +98,11 @@ def read_trajectories(
     return found
 
 
+def first_successes(trajectories: Sequence[Trajectory]) -> dict[str, Trajectory]:
+    """Instruction -> its first trajectory that succeeded."""
+    return {t.task: t for t in reversed(trajectories) if t.success}
+
+
 def check_sizes(trajectories: Sequence[Trajectory]) -> None:
     """Refuse pictures of different sizes.
 
@@ -116,15 +121,14 @@ def check_sizes(trajectories: Sequence[Trajectory]) -> None:
 def _of(episode: Episode, key: str, stride: int, name: str) -> Trajectory:
     pictures = episode.data[key]
     flags = episode.data.get("next.success")
-    # The flag of a step speaks of the moment after it, which is the next picture.
-    known = flags.flatten().bool() if flags is not None else torch.ones(1, dtype=torch.bool)
     if (after := episode.final.get(key)) is not None:
         pictures = torch.cat([pictures, after[None]])
     succeeded = torch.zeros(len(pictures), dtype=torch.bool)
     if flags is None:
         succeeded[-1] = True
     else:
-        reached = known.int().cummax(0).values.bool()
+        reached = flags.flatten().int().cummax(0).values.bool()
+        # The flag of a step speaks of the moment after it, which is the next picture.
         succeeded[1:] = reached[: len(pictures) - 1]
         succeeded[-1] |= reached[-1]
     if len(pictures) < 2:

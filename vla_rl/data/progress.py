@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,23 +176,44 @@ def write(
     Raises:
         UserError: ``out`` exists, two data sets of one name, or what ``learn`` refuses.
     """
+    names = named(folders, out)
+    parts = [load_episodes(folder, images=False) for folder in folders]
+    values = iter(learn([e for part in parts for e in part], config, progress))
+    tensors: dict[str, Tensor] = {}
+    for name, part in zip(names, parts, strict=True):
+        mine = [next(values) for _ in part]
+        mask = torch.cat([kept(v, config.horizon, config.drop) for v in mine])
+        tensors |= {f"{name}/value": torch.cat(mine), f"{name}/kept": mask}
+    return write_masks(out, tensors, {"settings": asdict(config)})
+
+
+def named(folders: Sequence[Path], out: Path) -> list[str]:
+    """The names that data sets are told apart by.
+
+    Raises:
+        UserError: ``out`` exists, or two of one name.
+    """
     if out.exists():
         raise UserError(f"{out} exists: choose another out=")
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise UserError(f"data sets are told apart by their names, and two are the same: {', '.join(names)}")
-    parts = [load_episodes(folder, images=False) for folder in folders]
-    values = iter(learn([e for part in parts for e in part], config, progress))
-    tensors: dict[str, Tensor] = {}
-    lost: dict[str, float] = {}
-    for name, part in zip(names, parts, strict=True):
-        mine = [next(values) for _ in part]
-        mask = torch.cat([kept(v, config.horizon, config.drop) for v in mine])
-        tensors |= {f"{name}/value": torch.cat(mine), f"{name}/kept": mask}
-        lost[name] = 1 - float(mask.float().mean())
+    return names
+
+
+def write_masks(out: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> dict[str, float]:
+    """What ``read_mask`` reads, into the new folder ``out``; returns the share of its frames that each data set loses.
+
+    Args:
+        out: folder.
+        tensors: ``<name>/value`` float and ``<name>/kept`` bool [N] of each data set's frames.
+        notes: kept beside them.
+    """
+    names = [key.removesuffix("/kept") for key in tensors if key.endswith("/kept")]
+    lost = {name: 1 - float(tensors[f"{name}/kept"].float().mean()) for name in names}
     out.mkdir(parents=True)
     write_tensors(out / FILE, tensors, f"progress to {out}")
-    write_json(out / NOTES, {"settings": asdict(config), "dropped": lost})
+    write_json(out / NOTES, {**notes, "dropped": lost})
     return lost
 
 

@@ -37,7 +37,7 @@ def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
     if not judges(reward):
         return env
     from vla_rl.critic.remote import RemoteCritic
-    from vla_rl.critic.trajectories import read_trajectories
+    from vla_rl.critic.trajectories import first_successes, read_trajectories
     from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
 
     if bool(reward.get("path")) == bool(reward.get("address")):
@@ -51,7 +51,7 @@ def rewarded(env: VlaVectorEnv, reward: Any) -> VlaVectorEnv:
         critic = _from_folder(resolve_path(reward.path), reward)
     shown = [resolve_path(d) for d in reward.get("references") or []]
     references = read_trajectories(shown, reward.get("camera")) if shown else []
-    looked = {t.task: critic.refer(t) for t in reversed(references) if t.success}
+    looked = {task: critic.refer(t) for task, t in first_successes(references).items()}
     return JudgedEnv(env, critic, typed(VlacConfig, settings, "reward."), looked)
 
 

@@ -105,7 +105,7 @@ class JudgedEnv(VlaVectorEnv):
         self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree)
         self.audit = Audit(config.window, config.false_limit)
         self.steps = torch.zeros(count, dtype=torch.long)
-        self.best, self.lowest = torch.zeros(count), torch.zeros(count)
+        self.best = torch.zeros(count)
         self.number = torch.zeros(count, dtype=torch.long)
         self.first: Tensor | None = None
         self.last: Tensor | None = None
@@ -172,7 +172,7 @@ class JudgedEnv(VlaVectorEnv):
         observation, info = self.env.reset(seed=seed, options=options)
         self.tasks = observation[TASK]
         mask = torch.from_numpy(row_mask(options, self.num_envs))
-        self.steps[mask], self.best[mask], self.lowest[mask] = 0, 0.0, 0.0
+        self.steps[mask], self.best[mask] = 0, 0.0
         self.number[mask] += 1
         self.track.begin(mask)
         self.agreement.begin(mask)
@@ -211,8 +211,9 @@ class JudgedEnv(VlaVectorEnv):
         truncated = truncated & ~over
         success = torch.as_tensor(info["success"])
         for row in ((over | truncated) & ~lost).nonzero().flatten().tolist():
-            spread = float(self.best[row] - self.lowest[row])
-            self.audit.ended(bool(believed[row]), bool(success[row]), float(self.track.value[row]), spread)
+            # Values begin at 0 and never fall below it: the best is their range.
+            value, spread = float(self.track.value[row]), float(self.best[row])
+            self.audit.ended(bool(believed[row]), bool(success[row]), value, spread)
         self.halt = self.audit.verdict()
         return observation, reward, over, truncated, info | {"believed": believed}
 
@@ -259,14 +260,15 @@ class JudgedEnv(VlaVectorEnv):
         with torch.no_grad():
             seen = critic.look(pictures).cpu()
         out = [torch.zeros(len(rows)) for _ in range(5)]
-        for task in dict.fromkeys(tasks):
-            mine = torch.tensor([i for i, name in enumerate(tasks) if name == task])
-            at, names, reference = rows[mine], [task] * len(mine), self.references.get(task)
-            device = critic.device
-            there = seen[mine].to(device)
-            pair = critic.progress(self.last[at].to(device), there, names, reference)
-            whole = critic.progress(self.first[at].to(device), there, names, reference)
-            answers = (*pair, *whole, critic.done(there, names, reference))
+        shown = [task if task in self.references else "" for task in tasks]
+        for task in dict.fromkeys(shown):
+            mine = torch.tensor([i for i, name in enumerate(shown) if name == task])
+            names, reference = [tasks[i] for i in mine.tolist()], self.references.get(task)
+            at, there = rows[mine], seen[mine].to(critic.device)
+            before = torch.cat([self.last[at], self.first[at]]).to(critic.device)
+            mean, std = critic.progress(before, torch.cat([there, there]), names * 2, reference)
+            (pair, whole), (pair_std, whole_std) = mean.chunk(2), std.chunk(2)
+            answers = (pair, pair_std, whole, whole_std, critic.done(there, names, reference))
             for column, answer in zip(out, answers, strict=True):
                 column[mine] = answer
         return seen, out[0], out[1], out[2], out[3], out[4]
@@ -284,7 +286,6 @@ class JudgedEnv(VlaVectorEnv):
         self.last[rows] = seen
         given = shaped(config.shaping, before, after, self.best[rows], over, config.gamma, config.limit)
         self.best[rows] = torch.maximum(self.best[rows], after)
-        self.lowest[rows] = torch.minimum(self.lowest[rows], after)
         reward[rows] += config.weight * given + config.done_reward * over.float()
         believed[rows] |= over
 
