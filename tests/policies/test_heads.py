@@ -35,7 +35,7 @@ def policy(request):
 
 
 def test_with_no_trained_step_it_is_the_base(policy):
-    ours = Denoised(policy, trained=0)
+    ours = Denoised(policy, trained=0, eval_eta=0.0)
     torch.manual_seed(3)
     theirs, _ = policy.act(observe(2), policy.initial_state(2))
     torch.manual_seed(3)
@@ -46,13 +46,28 @@ def test_with_no_trained_step_it_is_the_base(policy):
 def test_an_untrained_copy_is_the_base(policy):
     steps = policy.head.chain().steps
     for trained in (1, steps):
-        ours = Denoised(policy, trained=trained)
+        ours = Denoised(policy, trained=trained, eval_eta=0.0)
         torch.manual_seed(3)
         theirs, _ = policy.act(observe(2), policy.initial_state(2))
         torch.manual_seed(3)
         output, _ = ours.act(observe(2), ours.initial_state(2), deterministic=True)
         assert torch.allclose(output["action"], theirs["action"], atol=1e-5)
         assert "chain" not in output
+
+
+def test_deterministic_keeps_the_sampler_that_was_trained_without_its_floor(policy):
+    """Its noise on the way stays (unless eval_eta says otherwise); exploration, which min_std is, goes."""
+    condition, _ = policy.encode(observe(4), policy.initial_state(4))
+    noise = torch.randn(4, *policy.head.shape)
+
+    def ends(seed, **settings):
+        torch.manual_seed(seed)
+        return Denoised(policy, **settings).sample(condition, noise, deterministic=True)["x"]
+
+    assert torch.equal(ends(0, min_std=5.0), ends(0, min_std=0.01))
+    assert not torch.allclose(ends(0), ends(1), atol=1e-3)
+    assert torch.equal(ends(0, eval_eta=0.0), ends(1, eval_eta=0.0))
+    assert torch.equal(ends(0, eta=0.0), ends(0, eval_eta=0.0)), "None is what eta is"
 
 
 def test_probabilities_of_the_chain_can_be_computed_again(policy):
@@ -86,7 +101,7 @@ def test_only_the_copy_learns(policy):
 
 
 def test_the_condition_is_heard(policy):
-    ours = Denoised(policy, trained=0)
+    ours = Denoised(policy, trained=0, eval_eta=0.0)
     chunks = []
     for scale in (1.0, -3.0):
         torch.manual_seed(3)

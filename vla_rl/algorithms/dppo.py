@@ -28,6 +28,7 @@ class DPPOConfig(ChunkPPOConfig):
         denoising_steps: K; None = as the policy was saved.
         trained_steps: K', the last of them, which learn; None = all.
         eta: 0 (deterministic sampler) to 1 (ancestral; for a flow the SDE of the same marginals) while collecting.
+        eval_eta: the same when evaluated and deployed; None = ``eta``, the sampler that was trained.
         min_std: least standard deviation of a trained step, in normalised actions: the exploration.
         max_noise: draws of the standard normal are clamped to this.
         noise_correlation: between any two steps of a chunk, of the last denoising step's noise: 0 (white, the paper's)
@@ -42,6 +43,7 @@ class DPPOConfig(ChunkPPOConfig):
     denoising_steps: int | None = None
     trained_steps: int | None = None
     eta: float = 1.0
+    eval_eta: float | None = None
     min_std: float = 0.1
     max_noise: float = 3.0
     noise_correlation: float = 0.0
@@ -54,9 +56,10 @@ class DPPOConfig(ChunkPPOConfig):
 
 def _check(config: DPPOConfig) -> None:
     check_settings(config)
-    for name in ("denoising_gamma", "eta"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"algorithm.{name}={getattr(config, name)} is outside 0..1")
+    for name in ("denoising_gamma", "eta", "eval_eta"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"algorithm.{name}={value} is outside 0..1")
     if config.min_std <= 0:
         raise UserError(f"algorithm.min_std={config.min_std} must be above 0: it is the exploration")
     if config.trained_steps is not None and config.trained_steps < 1:
@@ -91,6 +94,7 @@ class DPPO(ChunkPPO):
                 steps=config.denoising_steps,
                 trained=config.trained_steps,
                 eta=config.eta,
+                eval_eta=config.eval_eta,
                 min_std=config.min_std,
                 max_noise=config.max_noise,
                 correlation=config.noise_correlation,

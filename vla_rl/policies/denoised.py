@@ -25,8 +25,9 @@ class Denoised:
     """Chunks [B, T, A] from K denoising steps: the first K - K' by the frozen base, the last K' by ``network``.
 
     Sampling, each of the trained steps is a Gaussian whose standard deviation is at least ``min_std``; the frozen steps
-    are the base's own. Deterministic, every step is the sampler's without noise (eta = 0), so that with an untrained
-    copy, or with K' = 0, it is the base sampled by DDIM or Euler.
+    are the base's own. Deterministic, only that floor is gone: every step is the sampler's at ``eval_eta``, as in the
+    authors' code. At 0 and with an untrained copy, or with K' = 0, it is the base sampled by DDIM or Euler; but what
+    was trained with an ancestral sampler's noise fails without it (83 against 98 % on a window opened in five steps).
 
     A base that regresses its chunk has one step, all trained: a Gaussian, or a mixture of them, around the chunk.
 
@@ -35,6 +36,7 @@ class Denoised:
         steps: K; None = as saved.
         trained: K', of them; None = all.
         eta: 0 (deterministic sampler) to 1 (ancestral) while exploring.
+        eval_eta: the same when deterministic; None = ``eta``.
         min_std: least standard deviation of a trained step, in normalised actions.
         max_noise: draws of the standard normal are clamped to this.
         correlation: between any two steps of a chunk, of the noise at the last denoising step; 0 = white.
@@ -52,6 +54,7 @@ class Denoised:
         steps: int | None = None,
         trained: int | None = None,
         eta: float = 1.0,
+        eval_eta: float | None = None,
         min_std: float = 0.1,
         max_noise: float = 3.0,
         correlation: float = 0.0,
@@ -71,6 +74,7 @@ class Denoised:
                 "(algorithm.denoising_steps sets how many)"
             )
         self.trained, self.eta, self.min_std, self.max_noise = trained, eta, min_std, max_noise
+        self.eval_eta = eta if eval_eta is None else eval_eta
         self.generator = generator
         self.spec = replace(base.spec)
         self.executed = executed = base.spec.chunk_length if executed is None else executed
@@ -124,28 +128,29 @@ class Denoised:
         Args:
             condition: from the base's ``encode`` [B].
             noise: where the chain begins [B, T', A'].
-            deterministic: without noise on the way.
+            deterministic: without exploration.
         """
         x, chain, probabilities = noise, [], []
+        eta = self.eval_eta if deterministic else self.eta
+        generator = None if deterministic else self.generator
         for step in range(self.chain.steps):
             ours = step >= self.frozen
             if ours:
                 chain.append(x)
             network = self.network if ours else self.head.network
-            eta = 0.0 if deterministic else self.eta
             drawn_from = self.step_at(network, x, torch.full((len(x),), step), condition, eta)
-            if deterministic:
+            last = step == self.chain.steps - 1
+            if deterministic and (last or not eta):
                 x = drawn_from.centre
                 continue
-            if ours:
+            if ours and not deterministic:
                 drawn_from = drawn_from.at_least(self.min_std)
-            mean, std = drawn_from.one_of_them(self.generator)
-            noise = self._noise(x.shape, self.generator).clamp(-self.max_noise, self.max_noise)
-            last = step == self.chain.steps - 1
+            mean, std = drawn_from.one_of_them(generator)
+            noise = self._noise(x.shape, generator).clamp(-self.max_noise, self.max_noise)
             if ours and last and self.mixing is not None:
                 noise[self.part] = torch.einsum("ts,bsa->bta", self.mixing.to(noise), noise[self.part])
             x = mean + std * noise
-            if ours:
+            if ours and not deterministic:
                 probabilities.append(self.mean_log_prob(x, drawn_from, torch.full((len(x),), last)))
         parts: dict[str, Any] = {"x": x}
         if not deterministic:
