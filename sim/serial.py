@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sim.base import SimEnv
+from sim.rows import Rows
 from sim.shared_memory import Block, Layout
 from vla_rl.environment import (
     EnvSpec,
@@ -22,6 +23,7 @@ from vla_rl.environment import (
     row_mask,
     row_seeds,
     row_starts,
+    row_tasks,
 )
 from vla_rl.errors import UserError
 
@@ -57,26 +59,33 @@ def merge_specs(specs: Sequence[EnvSpec]) -> EnvSpec:
     return replace(first, id="+".join(unique), tasks=tasks, max_episode_steps=limit)
 
 
-def begin(env: SimEnv, seed: int | None, start: StartState | None) -> tuple[dict[str, np.ndarray], str]:
-    """An episode of ``seed``, or one from a saved state."""
-    return env.reset(seed) if start is None else env.restore(start)  # type: ignore[attr-defined]
-
-
 class BatchedEnv(VlaVectorEnv):
     """Bookkeeping of B rows around a ``Block`` of arrays; subclasses fill the block."""
 
     block: Block
+    task_choice = True
 
     def _set_up(self, rows: list[str], spec: EnvSpec) -> None:
-        self._ids = rows
+        self._own, self._ids = rows, list(rows)
         self.closed = False
         self.set_spaces(spec, len(rows))
         self._finished = np.ones(len(rows), dtype=bool)
         self._tasks = [""] * len(rows)
 
     def task_ids(self) -> list[str]:
-        """Id of each row's task."""
+        """Id of the task that each row plays now."""
         return list(self._ids)
+
+    def own_task_ids(self) -> list[str]:
+        """Id of the task that each row plays when nobody chooses another."""
+        return list(self._own)
+
+    def _chosen(self, options: dict | None, mask: np.ndarray) -> dict[int, str]:
+        """The tasks that ``options`` chooses for the rows in ``mask``; remembers who plays what."""
+        chosen = row_tasks(options, self)
+        for row in np.flatnonzero(mask).tolist():
+            self._ids[row] = chosen.get(row, self._own[row])
+        return chosen
 
     def _check_open(self) -> None:
         if self.closed:
@@ -128,8 +137,8 @@ class SerialVectorEnv(BatchedEnv):
     def __init__(self, adapter: str, rows: list[str], kwargs: dict[str, Any]) -> None:
         factory = load_adapter(adapter)
         self.closed = True  # until it is complete: gymnasium's destructor asks
-        self.envs: list[SimEnv] = [factory(id, **kwargs) for id in rows]
-        spec = merge_specs([e.spec for e in self.envs])
+        self.rows = Rows(partial(factory, **kwargs), rows)
+        spec = merge_specs([e.spec for e in self.rows.envs])
         self.block = Block(Layout.of(spec, len(rows)))
         self._set_up(rows, spec)
         self.start_states = hasattr(factory, "save_state")
@@ -138,9 +147,10 @@ class SerialVectorEnv(BatchedEnv):
         """See ``VlaVectorEnv``."""
         self._check_open()
         seeds, mask = row_seeds(seed, self.num_envs), row_mask(options, self.num_envs)
-        starts = row_starts(options, self)
+        starts, chosen = row_starts(options, self), self._chosen(options, mask)
         for row in np.flatnonzero(mask).tolist():
-            observation, self._tasks[row] = begin(self.envs[row], seeds[row], starts.get(row))
+            begun = self.rows.begin(row, seeds[row], starts.get(row), chosen.get(row))
+            observation, self._tasks[row] = begun
             self.block.write_observation(row, observation)
         self._finished[mask] = False
         return self._observation(), {}
@@ -148,7 +158,7 @@ class SerialVectorEnv(BatchedEnv):
     def step(self, action: Any) -> Step:  # type: ignore[override]
         """See ``VlaVectorEnv``."""
         self._begin_step(action)
-        for row, env in enumerate(self.envs):
+        for row, env in enumerate(self.rows.envs):
             self.block.write_step(row, *env.step(self.block.action[row]))
         return self._end_step()
 
@@ -156,18 +166,16 @@ class SerialVectorEnv(BatchedEnv):
         """See ``VlaVectorEnv``."""
         rows = self._rows(rows)
         for row in rows:
-            self.block.write_images(row, self.envs[row].look())
+            self.block.write_images(row, self.rows[row].look())
         return self._images(rows)
 
     def save_states(self, rows: Sequence[int]) -> list[StartState | None]:
         """See ``VlaVectorEnv``."""
         if not self.start_states:
             return super().save_states(rows)
-        return [self.envs[row].save_state() for row in self._rows(rows)]  # type: ignore[attr-defined]
+        return [self.rows[row].save_state() for row in self._rows(rows)]  # type: ignore[attr-defined]
 
     def close(self, **_: Any) -> None:
         """Free the simulators; safe to call twice."""
         self.closed = True
-        envs, self.envs = self.envs, []
-        for env in envs:
-            env.close()
+        self.rows.close()

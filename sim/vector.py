@@ -112,9 +112,12 @@ class ProcessVectorEnv(BatchedEnv):
         """See ``VlaVectorEnv``."""
         self._check_open()
         seeds, mask = row_seeds(seed, self.num_envs), row_mask(options, self.num_envs)
-        left, starts = mask.copy(), row_starts(options, self)
+        left, starts, tasks = mask.copy(), row_starts(options, self), self._chosen(options, mask)
         while left.any():  # rows whose worker dies are begun again in the new one
-            wanted = {w: [(r, seeds[r], starts.get(r)) for r in w.rows if left[r]] for w in self.workers}
+            wanted = {
+                w: [(r, seeds[r], starts.get(r), tasks.get(r)) for r in w.rows if left[r]]
+                for w in self.workers
+            }
             died = self._tell("reset", wanted)
             left &= died
         self._finished[mask] = False

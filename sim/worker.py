@@ -9,11 +9,12 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sim.base import SimEnv
-from sim.serial import begin, load_adapter
+from sim.rows import Rows
+from sim.serial import load_adapter
 from sim.shared_memory import Block
 from vla_rl.errors import UserError
 
@@ -36,13 +37,11 @@ def _work(pipe: Connection, adapter: str, ids: list[str], first: int, kwargs: di
     import torch
 
     torch.set_num_threads(1)
-    envs: list[SimEnv] = []
     try:
-        envs += [load_adapter(adapter)(id, **kwargs) for id in ids]
-        pipe.send((0, "ok", [env.spec for env in envs]))
-        _serve(pipe, envs, first)
-        for env in envs:
-            env.close()
+        rows = Rows(partial(load_adapter(adapter), **kwargs), ids)
+        pipe.send((0, "ok", [env.spec for env in rows.envs]))
+        _serve(pipe, rows, first)
+        rows.close()
     except (EOFError, ConnectionError):
         pass  # the parent is gone
     except Exception as error:
@@ -52,7 +51,7 @@ def _work(pipe: Connection, adapter: str, ids: list[str], first: int, kwargs: di
         os._exit(0)
 
 
-def _serve(pipe: Connection, envs: list[SimEnv], first: int) -> None:
+def _serve(pipe: Connection, rows: Rows, first: int) -> None:
     block: Block | None = None
     while True:
         number, command, payload = pipe.recv()
@@ -63,27 +62,27 @@ def _serve(pipe: Connection, envs: list[SimEnv], first: int) -> None:
                 block, answer = Block(*payload), None
             else:
                 assert block is not None, "not attached"
-                answer = _obey(command, payload, envs, first, block)
+                answer = _obey(command, payload, rows, first, block)
         except Exception as error:  # told to the parent, which raises it there
             _report(pipe, number, error)
         else:
             pipe.send((number, "ok", answer))
 
 
-def _obey(command: str, payload: Any, envs: list[SimEnv], first: int, block: Block) -> Any:
+def _obey(command: str, payload: Any, rows: Rows, first: int, block: Block) -> Any:
     if command == "step":
         for row in payload:
-            block.write_step(row, *envs[row - first].step(block.action[row]))
+            block.write_step(row, *rows[row - first].step(block.action[row]))
         return None
     if command == "look":
         for row in payload:
-            block.write_images(row, envs[row - first].look())
+            block.write_images(row, rows[row - first].look())
         return None
     if command == "save":
-        return {row: envs[row - first].save_state() for row in payload}  # type: ignore[attr-defined]
+        return {row: rows[row - first].save_state() for row in payload}  # type: ignore[attr-defined]
     tasks: dict[int, str] = {}
-    for row, seed, start in payload:
-        observation, tasks[row] = begin(envs[row - first], seed, start)
+    for row, seed, start, task in payload:
+        observation, tasks[row] = rows.begin(row - first, seed, start, task)
         block.write_observation(row, observation)
     return tasks
 

@@ -145,6 +145,68 @@ def test_a_teleoperators_share_is_logged_and_resume_stays_bit_exact(tmp_path):
     assert 0 < max(line["intervention"] for line in lines) < 1
 
 
+class TwoTasks(Reach):
+    """Rows may play either of two tasks; remembers what was chosen."""
+
+    task_choice = True
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.playing, self.history = self.own_task_ids(), []
+
+    def own_task_ids(self):
+        return ["easy", "hard"] * (self.num_envs // 2)
+
+    def task_ids(self):
+        return list(self.playing)
+
+    def reset(self, *, seed=None, options=None):
+        for row, task in (options or {}).get("task", {}).items():
+            self.playing[row] = task
+            self.history.append(task)
+        return super().reset(seed=seed, options=options)
+
+
+def test_a_curriculum_chooses_tasks_is_logged_and_resumes_bit_for_bit(tmp_path):
+    def many(name):
+        config, _ = trainer(tmp_path, name)
+        config.curriculum = {"rule": "near_half", "temperature": 0.1, "window": 8, "least": 2, "share": 0.1}
+        env = TwoTasks(4)
+        return config, env, lambda run: Trainer(config, run, env)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress, metrics):
+        if progress.steps >= 260:
+            raise Stop
+
+    config, env, make = many("whole")
+    run, _ = open_run(config, None, "")
+    make(run).learn()
+    run.close()
+    assert set(env.history) == {"easy", "hard"}
+    lines = [json.loads(t) for t in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < lines[-1]["share_easy"] < 1 and "success_hard" in lines[-1]
+    config, _, make = many("parts")
+    run, _ = open_run(config, None, "")
+    learner = make(run)
+    learner.on_progress = stop
+    with pytest.raises(Stop):
+        learner.learn()
+    run.close()
+    torch.manual_seed(999)
+    run, checkpoint = open_run(config, str(tmp_path / "parts"), "")
+    config, again, make = many("parts")
+    learner = make(run)
+    learner.restore(checkpoint)
+    learner.learn()
+    run.close()
+    assert again.history == env.history[-len(again.history) :]
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert [key for key in whole if whole[key] != parts[key]] == []
+
+
 def test_existing_run_is_never_overwritten(tmp_path):
     config, _ = trainer(tmp_path, "r")
     run, _ = open_run(config, None, "a: 1\n")

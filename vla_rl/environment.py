@@ -84,6 +84,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
       going and their observation is returned unchanged); ``seed`` then still has B entries.
       ``options={"start": {row: StartState}}``, where ``start_states`` says so: those of the rows that are reset begin at
       a moment that ``save_states`` gave, with all of the time limit before them; their seed is ignored.
+      ``options={"task": {row: id}}``, where ``task_choice`` says so: those of the rows that are reset play that one of the
+      environment's tasks instead of their own, until they are reset again.
     - ``step(action [B, A])`` -> ``(observation, reward [B] float32, terminated [B] bool, truncated [B] bool,
       info)``, all torch; ``info["success"]`` [B] bool: success at this step; ``info["discarded"]`` [B] bool, where there is
       somebody to say so: the episode ends and does not count; ``info["rewound"]`` [B] int64, where there is a person to
@@ -100,6 +102,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     num_envs: int
     start_states = False
     """Whether ``save_states`` and ``options["start"]`` are offered."""
+    task_choice = False
+    """Whether ``options["task"]`` is offered."""
     stops: Sequence[str] = ()
     """Why a robot's safety node has ended episodes so far; simulators have none."""
     halt: str | None = None
@@ -152,6 +156,10 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     def task_ids(self) -> list[str]:
         """Id of the task each of the B rows is playing (for per-task success)."""
         return [self.env_spec.id] * self.num_envs
+
+    def own_task_ids(self) -> list[str]:
+        """The same for rows for which no task is chosen (``options["task"]``)."""
+        return self.task_ids()
 
     def set_spaces(self, spec: EnvSpec, num_envs: int) -> None:
         """Fill in gymnasium's space attributes from the spec."""
@@ -224,3 +232,19 @@ def row_starts(options: dict[str, Any] | None, env: VlaVectorEnv) -> dict[int, S
     if starts and not env.start_states:
         raise UserError(f"{env.env_spec.id} cannot begin from saved states")
     return {int(row): state for row, state in starts.items()}
+
+
+def row_tasks(options: dict[str, Any] | None, env: VlaVectorEnv) -> dict[int, str]:
+    """The rows for which ``options`` chooses a task.
+
+    Raises:
+        UserError: the environment lets nobody choose, or has no such task.
+    """
+    tasks = (options or {}).get("task") or {}
+    if tasks and not env.task_choice:
+        raise UserError(f"{env.env_spec.id}: the tasks of its rows cannot be chosen")
+    known = set(env.own_task_ids())
+    for task in tasks.values():
+        if task not in known:
+            raise UserError(f"no task {task} in {env.env_spec.id}: {nearest(task, sorted(known))}")
+    return {int(row): str(task) for row, task in tasks.items()}

@@ -26,6 +26,7 @@ from vla_rl.learner.remote import RemoteLearner
 from vla_rl.policies.intervened import Intervened
 from vla_rl.policies.load import load_base, load_teleoperator
 from vla_rl.rollout.collector import Collector, Episode
+from vla_rl.rollout.curriculum import curriculum_of
 from vla_rl.rollout.evaluate import Evaluation, evaluate
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
@@ -87,7 +88,7 @@ class Trainer:
 
     Args:
         config: composed configuration (``env``, ``policy``, ``algorithm``, ``demonstrations``, ``teleop``, ``schedule``,
-            ``run``).
+            ``curriculum``, ``run``).
         run: its folder.
         env: the batch of environments.
         on_progress: called after every vector step with the ``Progress`` and the newest metrics.
@@ -133,6 +134,11 @@ class Trainer:
         first = TRAIN_SEEDS * (1 + int(config.run.seed))
         operator = load_teleoperator(config.get("teleop"), env)
         self.schedule = Schedule(config, env, self.algorithm, operator, run.path)
+        self.curriculum = curriculum_of(config.get("curriculum"), env, int(config.run.seed))
+        if self.curriculum and (self.schedule.hard is not None or config.algorithm.get("group")):
+            raise UserError(
+                "curriculum chooses the task of every episode, and so do algorithm.group and schedule.hard_share: leave one out"
+            )
         policy = self.algorithm.policy
         self.watched = operator is not None
         self._logged = (0, 0)
@@ -144,6 +150,7 @@ class Trainer:
             sink=self._observe if self.watched else self.algorithm.observe,
             on_episode=self._episode,
             starts=self.schedule if self.schedule.stages else None,
+            tasks=self.curriculum,
         )
         self.metrics: dict[str, float] = {}
 
@@ -167,6 +174,8 @@ class Trainer:
         if episode.interrupted:
             return
         self.progress.episodes += 1
+        if self.curriculum is not None:
+            self.curriculum.ended(episode.task_id, episode.success)
         if episode.returned:  # harder than the task itself: not its success
             return
         self.recent.append(episode.success)
@@ -299,6 +308,8 @@ class Trainer:
         if progress.safety_stops:
             values["safety_stops"] = progress.safety_stops
         values |= self.schedule.metrics() | self.env.metrics()
+        if self.curriculum is not None:
+            values |= self.curriculum.metrics()
         self.run.log(progress.steps, **values)
 
     def _evaluate_midway(self) -> None:
@@ -318,6 +329,8 @@ class Trainer:
             self.algorithm.save(folder / "algorithm")
             if self.schedule.stages:
                 self.schedule.save(folder)
+            if self.curriculum is not None:
+                self.curriculum.save(folder)
             state = {
                 "progress": self.progress.__dict__,
                 "episodes_started": self.collector.episodes_started,
@@ -340,6 +353,8 @@ class Trainer:
         self.collector.episodes_started = state["episodes_started"]
         if self.schedule.stages:
             self.schedule.load(checkpoint)
+        if self.curriculum is not None:
+            self.curriculum.load(checkpoint)
         self.run.truncate_metrics(self.progress.steps)
         set_rng_state(state["rng"])
         if isinstance(self.algorithm, RemoteLearner):

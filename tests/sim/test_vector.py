@@ -225,3 +225,25 @@ def test_no_orphans_when_the_parent_goes(how, tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError("the worker or its shared memory outlives its parent")
+
+
+def test_a_chosen_task_is_played_until_the_next_reset(pair):
+    """As in an environment of that task alone; the simulator of the row's own waits, and is as it was."""
+    alone = make(ADAPTER, "drawer-open-v3", 1, 0, **SMALL)
+    expected, _ = alone.reset(seed=7)
+    actions = draws(4)
+    wanted = [alone.step(action[:1])[0] for action in actions]
+    own = [env.reset(seed=3)[0] for env in pair]
+    for env, before in zip(pair, own, strict=True):
+        seen, _ = env.reset(seed=7, options={"task": {0: "drawer-open-v3"}})
+        assert env.task_ids() == ["drawer-open-v3", *IDS[1:], *IDS] and env.own_task_ids() == [*IDS, *IDS]
+        assert seen["task"][0] == expected["task"][0] and torch.equal(
+            seen[ENV_STATE][0], expected[ENV_STATE][0]
+        )
+        for action, after in zip(actions, wanted, strict=True):
+            assert torch.equal(env.step(action)[0][ENV_STATE][0], after[ENV_STATE][0])
+        again, _ = env.reset(seed=3)
+        assert env.task_ids() == [*IDS, *IDS] and same(again, before) and again["task"] == before["task"]
+        with pytest.raises(UserError, match="no task drawer-opn-v3 .*drawer-open-v3"):
+            env.reset(seed=7, options={"task": {0: "drawer-opn-v3"}})
+    alone.close()

@@ -24,6 +24,9 @@ TITLES = {
     "critic": "critic, guarded",
     "unguarded": "critic, unguarded",
 }
+AT_STEPS = (30_000, 60_000, 120_000, 250_000)
+"""Environment steps at which training success is compared."""
+
 KEPT = ("successes", "episodes", "rate", "wilson95")
 
 
@@ -54,7 +57,8 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
             columns[base] = {"base": _read(folder / f"{base}.json")}
     for algorithm in config.runs:
         for seed, run in finished(folder, algorithm):
-            columns.setdefault(algorithm, {})[seed] = _read(run / "final.json") | costs(run)
+            result = _read(run / "final.json") | costs(run) | {"training_success": while_training(run)}
+            columns.setdefault(algorithm, {})[seed] = result
     return columns
 
 
@@ -70,6 +74,18 @@ def costs(run: Path) -> dict[str, Any]:
     report = json.loads((run / "report.json").read_text())
     taken = {key: report[key] for key in ("train_seconds", "env_steps")}
     return taken | {"train_episodes": report["episodes"]}
+
+
+def while_training(run: Path) -> dict[str, float]:
+    """Success of a run's newest episodes, exploration and all, at each of ``AT_STEPS`` that it has reached."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row.get("success") is not None]
+    reached = max((row["step"] for row in rows), default=0)
+    return {
+        str(at): [row["success"] for row in rows if row["step"] <= at][-1]
+        for at in AT_STEPS
+        if rows and rows[0]["step"] <= at <= reached
+    }
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -115,7 +131,37 @@ def page(tasks: dict[str, Any], config: Any) -> str:
     for name in config.tasks:
         row = tasks.get(name, {})
         lines.append(f"| {name} | " + " | ".join(_cost(row[c]) if c in row else "-" for c in columns) + " |")
+    lines += _equal_steps(tasks, columns)
     return written(lines, Path(config.out))
+
+
+def _equal_steps(tasks: dict[str, Any], columns: list[str]) -> list[str]:
+    """Training success after the same number of environment steps, where it is on record."""
+    lines: list[str] = []
+    for name, row in tasks.items():
+        for at in map(str, AT_STEPS):
+            found = [
+                [
+                    run["training_success"][at]
+                    for run in row.get(column, {}).values()
+                    if at in run.get("training_success", {})
+                ]
+                for column in columns
+            ]
+            if any(found):
+                cells = [f"{100 * sum(f) / len(f):.0f} % ({len(f)})" if f else "-" for f in found]
+                lines.append(f"| {name}, {at} | " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return [
+        "",
+        "Success of the newest episodes while training (exploration and all) after equal environment steps; in brackets the "
+        "number of seeds on record.",
+        "",
+        "| task, steps | " + " | ".join(TITLES.get(str(c), str(c)) for c in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        *lines,
+    ]
 
 
 def cell(runs: dict[str, Any], base: bool = False) -> str:

@@ -11,6 +11,7 @@ usage: vla-rl train experiment=NAME [key=value ...]
                                     (token bases); rpd (a teacher's action beside the reward)
   demonstrations=expert demonstrations.episodes=20
   teleop=overseer schedule=graded   demonstrations first, hard states, help that is taken back
+  curriculum=near_half              several tasks (env.ids=[a,b,c]): more episodes of those that succeed half of the time
   run.name=first run.seed=1 run.steps=60000 run.minutes=15
 
 A run folder holds config.yaml, metrics.jsonl, checkpoints/, videos/, report.html and report.json.

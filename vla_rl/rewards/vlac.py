@@ -99,7 +99,7 @@ class JudgedEnv(VlaVectorEnv):
         self.env, self.critic, self.config = env, critic, config
         self.references = references or {}
         self.set_spaces(spec, env.num_envs)
-        self.start_states = env.start_states
+        self.start_states, self.task_choice = env.start_states, env.task_choice
         count = env.num_envs
         self.thresholds = {task: self._threshold(task) for task in spec.tasks}
         self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree)
@@ -140,6 +140,10 @@ class JudgedEnv(VlaVectorEnv):
     def task_ids(self) -> list[str]:
         """The environment's."""
         return self.env.task_ids()
+
+    def own_task_ids(self) -> list[str]:
+        """The environment's."""
+        return self.env.own_task_ids()
 
     def look(self, rows: Any = None) -> dict[str, Tensor]:
         """The environment's."""

@@ -73,6 +73,14 @@ class Starts(Protocol):
         ...
 
 
+class Tasks(Protocol):
+    """Decides which task each episode plays (``vla_rl.rollout.curriculum.Curriculum``)."""
+
+    def choose(self, rows: Sequence[int]) -> dict[int, str]:
+        """Task id for those of ``rows`` that do not play their own."""
+        ...
+
+
 class Collector:
     """Runs ``policy`` in ``env`` step by step.
 
@@ -91,6 +99,7 @@ class Collector:
         on_episode: called with each finished ``Episode``.
         store_images: keep every step's images in the frames (renders every row at every step).
         starts: decides where episodes begin; None = the environment.
+        tasks: decides which task they play; None = each row its own.
 
     Raises:
         UserError: policy and environment do not fit.
@@ -106,11 +115,12 @@ class Collector:
         on_episode: Callable[[Episode], None] | None = None,
         store_images: bool = False,
         starts: Starts | None = None,
+        tasks: Tasks | None = None,
     ) -> None:
         check_compatible(policy.spec, env.env_spec)
         self.env, self.policy, self.seeds = env, policy, seeds
         self.sink, self.on_episode, self.store_images = sink, on_episode, store_images
-        self.starts = starts
+        self.starts, self.tasks = starts, tasks
         spec = env.env_spec
         self.low = torch.tensor(spec.action_low)
         self.high = torch.tensor(spec.action_high)
@@ -140,6 +150,8 @@ class Collector:
         if self.starts is not None:
             starts = self.starts.begin(np.flatnonzero(mask).tolist())
             options |= {"start": starts} if starts else {}
+        if self.tasks is not None:
+            options["task"] = self.tasks.choose(np.flatnonzero(mask).tolist())
         self.observation, _ = self.env.reset(seed=seeds, options=options)
         self.length[mask] = 0
         self.state = reset_rows(self.policy, self.state, torch.from_numpy(mask))

@@ -50,7 +50,7 @@ def evaluate(
         film: episodes per task to keep images of (renders those rows at every step).
         progress: called with (finished, wanted).
     """
-    ids = env.task_ids()
+    ids = env.own_task_ids()
     per_task = -(-episodes // len(set(ids)))
     begun: dict[str, int] = defaultdict(int)
 
