@@ -84,7 +84,7 @@ class BatchedEnv(VlaVectorEnv):
         """The tasks that ``options`` chooses for the rows in ``mask``; remembers who plays what."""
         chosen = row_tasks(options, self)
         for row in np.flatnonzero(mask).tolist():
-            self._ids[row] = chosen.get(row, self._own[row])
+            self._ids[row] = chosen[row] if row in chosen else self._own[row]
         return chosen
 
     def _check_open(self) -> None:
