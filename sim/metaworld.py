@@ -86,6 +86,7 @@ class MetaWorldEnv:
         image_size: height and width of every camera in pixels.
         cameras: ``corner2``, ``corner``, ``corner3``, ``corner4``, ``topview``, ``behindGripper``, ``gripperPOV``.
         max_episode_steps: time limit; the scripted experts need 30 to 130 steps on nearly every task.
+        zoom: how much narrower than the simulator's own the cameras' field of view is.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
@@ -99,6 +100,7 @@ class MetaWorldEnv:
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("corner2",),
         max_episode_steps: int | None = 200,
+        zoom: float = 1.0,
         after_success: int | None = 0,
     ) -> None:
         if id not in INSTRUCTIONS:
@@ -126,7 +128,7 @@ class MetaWorldEnv:
             name: getattr(env.model, name).copy() for name in ("body_pos", "body_quat", "site_pos")
         }
         env.model.camera("corner2").pos[:] = CORNER2
-        self.cameras = LeanCameras(env.model, cameras, image_size)
+        self.cameras = LeanCameras(env.model, cameras, image_size, zoom=zoom)
         self.ending = Ending(limit, after_success)
         self.spec = EnvSpec(
             id=id,

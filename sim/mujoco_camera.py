@@ -41,10 +41,19 @@ class LeanCameras:
         names: cameras of the model.
         size: height and width in pixels.
         hidden_groups: geom groups left out (robosuite's collision shapes are group 0).
+        zoom: how much narrower than the model's own the cameras' field of view is.
+
+    Raises:
+        UserError: a camera that the model has not, or a size or zoom that shows nothing.
     """
 
     def __init__(
-        self, model: Any, names: Sequence[str], size: int, hidden_groups: Sequence[int] = ()
+        self,
+        model: Any,
+        names: Sequence[str],
+        size: int,
+        hidden_groups: Sequence[int] = (),
+        zoom: float = 1.0,
     ) -> None:
         import mujoco
 
@@ -54,6 +63,11 @@ class LeanCameras:
                 raise UserError(f"env.cameras has {name}, but the scene's cameras are {', '.join(have)}")
         if size < 8:
             raise UserError(f"env.image_size={size}: needs at least 8 pixels")
+        if zoom <= 0:
+            raise UserError(f"env.zoom={zoom} must be above 0")
+        for name in names:
+            camera = model.camera(name)
+            camera.fovy[:] = min(float(camera.fovy[0]) / zoom, 170.0)
         self.model, self.names, self.size = model, tuple(names), size
         quality = model.vis.quality
         quality.offsamples, quality.shadowsize = 0, 1

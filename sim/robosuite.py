@@ -48,6 +48,7 @@ class RobosuiteEnv:
         cameras: ``agentview``, ``frontview``, ``birdview``, ``sideview``, ``robot0_eye_in_hand``.
         control_freq: control steps per second.
         max_episode_steps: time limit; None = the task's own.
+        zoom: how much narrower than the simulator's own the cameras' field of view is.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
@@ -62,6 +63,7 @@ class RobosuiteEnv:
         cameras: tuple[str, ...] | list[str] = ("agentview",),
         control_freq: int = 20,
         max_episode_steps: int | None = None,
+        zoom: float = 1.0,
         after_success: int | None = 0,
     ) -> None:
         name = {stock: short for short, (stock, *_) in TASKS.items()}.get(id, id)
@@ -100,7 +102,7 @@ class RobosuiteEnv:
         self.model, self.data = sim.model._model, sim.data._data
         self.substeps = int(self.env.control_timestep / self.env.model_timestep)
         self.control = PandaControl(self.env)
-        self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,))
+        self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,), zoom=zoom)
         self.ending = Ending(limit, after_success)
         self.spec = EnvSpec(
             id=name,
