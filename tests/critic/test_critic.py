@@ -173,3 +173,32 @@ def test_a_film_played_backwards_ends_lower(critic):
     each = film(970)
     forward, backward = (critic.judge(p, each.task).value for p in (each.pictures, each.pictures.flip(0)))
     assert voc(forward) > 0.8 and forward[-1] > backward[-1] + 0.3
+
+
+def test_it_says_what_a_video_was_asked_for(start, tmp_path):
+    """A tiny critic learns its two instructions by heart; one that was not taught to describe says so."""
+    CriticTrainer(settings(start, steps=120, describe_weight=1.0), films(16), tmp_path / "critic").learn()
+    critic = Critic.load(tmp_path / "critic")
+    said = [critic.describe(film(900 + i).pictures) for i in range(6)]
+    assert set(said) <= set(TASKS)
+    assert sum(s == film(900 + i).task for i, s in enumerate(said)) >= 4
+    assert evaluate(critic, films(6, first=900))[0]["described"] >= 0.5
+    with pytest.raises(UserError, match="at least two"):
+        critic.describe(film(900).pictures[:1])
+
+
+def test_text_is_said_as_it_is_scored(critic):
+    """Greedy decoding with a cache agrees with one pass over the same tokens."""
+    words, mask, question = critic.described(["push the cube", "a longer sentence about a drawer"])
+    with torch.no_grad():
+        seen = critic.look(film(900).pictures[:3]).flatten(0, 1)
+        said = critic.network.say(seen, words[0, :question], end=-1, most=8)
+        tokens = torch.cat([words[0, :question], torch.tensor(said)])[None]
+        logits = critic.network.text_logits(seen[None], tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert logits[0, question:].argmax(-1).tolist() == said
+    assert mask.sum(1).tolist()[0] < mask.sum(1).tolist()[1]
+
+
+def test_a_critic_that_was_not_taught_to_describe_says_so(critic):
+    with pytest.raises(UserError, match="describe_weight"):
+        critic.describe(film(900).pictures)

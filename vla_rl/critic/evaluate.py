@@ -69,7 +69,7 @@ def evaluate(
     known = set(critic.notes["tasks"])
     tasks = sorted({t.task for t in trajectories} | known)
     curves, rows = [], []
-    signs, still, mismatched = [], [], []
+    signs, still, mismatched, described = [], [], [], []
     generator = torch.Generator().manual_seed(0)
     for index, each in enumerate(trajectories):
         reference = shown.get(each.task)
@@ -83,6 +83,8 @@ def evaluate(
             if not held_out:
                 signs.append(_signs(critic, each, generator))
                 still.append(_still(critic, each))
+                if critic.notes.get("describes"):
+                    described.append(float(critic.describe(until) == each.task))
                 others = [t for t in tasks if t != each.task and t in known]
                 if others:
                     mismatched.append(_refused(critic, until, others[index % len(others)]))
@@ -97,7 +99,13 @@ def evaluate(
         said = torch.cat([(chance >= threshold).float() for threshold, chance, _ in parts])
         summary["done_precision"], summary["done_recall"] = precision_recall(said, truth, 0.5)
         summary["done_reliability"] = reliability(chances, truth)
-    for name, values in (("pair_sign", signs), ("stagnation", still), ("mismatch_rejected", mismatched)):
+    measured = {
+        "pair_sign": signs,
+        "stagnation": still,
+        "mismatch_rejected": mismatched,
+        "described": described,
+    }
+    for name, values in measured.items():
         summary[name] = sum(values) / len(values) if values else None
     summary |= {"episodes": len(trajectories), "flat": flat([c.judged.value for c in curves])}
     return summary, curves

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.critic.value import ValueFilter
@@ -26,12 +26,16 @@ NOTES = "critic.json"
 
 PROGRESS = "Compare two images: how much closer is the second to {task}?"
 DONE = "Has the robot finished to {task}?"
+DESCRIBE = "What has the robot been asked to do?"
 
 BATCH = 64
 """Pictures or questions per pass."""
 
 LONGEST = 255
 """Bytes of an instruction."""
+
+SAID = 64
+"""Tokens of a description, at most."""
 
 
 @dataclass
@@ -61,7 +65,8 @@ class Critic:
     Args:
         policy: LeRobot's side of a ``token_vla``.
         notes: what ``vla-rl critic train`` wrote: ``image`` (height, width), ``skip`` frames between judgements, ``threshold``
-            of done and ``thresholds`` of each task, ``tasks`` that it was trained on, ``references`` pictures of a reference.
+            of done and ``thresholds`` of each task, ``tasks`` that it was trained on, ``references`` pictures of a reference,
+            ``describes`` whether it has learned to describe.
 
     Raises:
         UserError: another type of policy.
@@ -193,6 +198,36 @@ class Critic:
     def done(self, seen: Tensor, tasks: Sequence[str], reference: Tensor | None = None) -> Tensor:
         """[B] chance that the task is done in pictures already looked at [B, tokens, D]; ``reference`` as ``progress``."""
         return yes(self._asked(seen[:, None], self.words(DONE, tasks), reference)).sigmoid().cpu()
+
+    def describe(self, pictures: Tensor) -> str:
+        """The instruction that a video [T, 3, H, W] uint8, of which ``references`` moments are looked at, is an answer to.
+
+        Raises:
+            UserError: the critic has not learned to describe, fewer than two pictures, or another size.
+        """
+        if not self.notes.get("describes"):
+            raise UserError(
+                "this critic has not learned to describe: train one with train.describe_weight=0.2"
+            )
+        if len(pictures) < 2:
+            raise UserError(f"{len(pictures)} pictures: a description needs at least two")
+        moments = reference_moments(len(pictures) - 1, int(self.notes["references"]))
+        with torch.no_grad():
+            seen = self.look(pictures[moments])
+        asked = torch.tensor(self.tokenizer(DESCRIBE)["input_ids"], device=self.device)
+        said = self.network.say(seen.flatten(0, 1), asked, self.tokenizer.eos_token_id, SAID)
+        return self.tokenizer.decode(said).strip()
+
+    def described(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        """What ``describe`` should be asked and say of ``tasks``: tokens and mask [B, L], and how many of them are the question."""
+        asked = self.tokenizer(DESCRIBE)["input_ids"]
+        end = [self.tokenizer.eos_token_id]
+        rows = [
+            asked + self.tokenizer(t, add_special_tokens=False)["input_ids"][: SAID - 1] + end for t in tasks
+        ]
+        words = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        mask = torch.arange(words.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+        return words.to(self.device), mask.to(self.device), len(asked)
 
     def refer(self, reference: Trajectory) -> Tensor:
         """A reference, looked at [R, tokens, D]: ``references`` moments from beginning to success, evenly apart.

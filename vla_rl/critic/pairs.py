@@ -137,6 +137,11 @@ class Pairs:
             references,
         )
 
+    def videos(self, count: int) -> tuple[Tensor, list[str]]:
+        """Frames [count, references] of episodes that succeeded, and their instructions."""
+        which = [self._one(self.good) for _ in range(count)]
+        return torch.stack([self._moments_of(i) for i in which]), [self.trajectories[i].task for i in which]
+
     def _pairs(self, shown: bool) -> tuple[list[int], Tensor, str, Tensor]:
         which = self._one(self.good)
         trajectory = self.trajectories[which]

@@ -50,6 +50,7 @@ class CriticConfig:
         width: standard deviation of an answer over the words, in progress.
         done_weight: of the question whether all is done.
         act_weight: of cloning the data's actions beside, so that the model goes on acting; 0 = it forgets how to.
+        describe_weight: of saying the instruction of a video; 0 = the critic does not describe.
         shift: pixels of random shift.
         light: random change of brightness and contrast.
         held_out: share of each task's episodes kept to calibrate the threshold of done.
@@ -70,6 +71,7 @@ class CriticConfig:
     width: float = 0.05
     done_weight: float = 1.0
     act_weight: float = 0.0
+    describe_weight: float = 0.0
     shift: int = 3
     light: float = 0.1
     held_out: float = 0.1
@@ -136,6 +138,7 @@ class CriticTrainer:
             "skip": pairs.skip,
             "references": pairs.references,
             "differences": self.config.differences,
+            "describes": self.config.describe_weight > 0,
             "threshold": threshold,
             "tasks": self.draws.tasks,
             "settings": asdict(self.config),
@@ -179,6 +182,8 @@ class CriticTrainer:
             loss: Any = parts["progress"] + config.done_weight * parts["done"]
             if config.act_weight:
                 loss = loss + config.act_weight * parts["act"]
+            if config.describe_weight:
+                loss = loss + config.describe_weight * parts["describe"]
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the critic's loss is {loss.item()} at step {self.step + 1}: lower train.lr"
@@ -200,7 +205,7 @@ class CriticTrainer:
         save_learner(folder, *self._parts(), {"step": self.step, "settings": self._settings()})
 
     def losses(self, asked: Questions) -> dict[str, Tensor]:
-        """``progress`` (cross-entropy per pair), ``done``, and ``act`` where it is learned too."""
+        """``progress`` (cross-entropy per pair), ``done``, and ``act`` and ``describe`` where they are learned too."""
         config, critic, frames = self.config, self.critic, self.draws.frames
         count = len(asked.moments)
         groups = [frames[asked.moments], frames[asked.pictures][:, None]]
@@ -218,11 +223,22 @@ class CriticTrainer:
         if config.act_weight:
             assert self.actions is not None
             out["act"] = self._act(count)
+        if config.describe_weight:
+            out["describe"] = self._describe(max(1, count // 2))
         return out
 
     def _look(self, pictures: Tensor) -> Tensor:
         seen = augmented(pictures, self.config.shift, self.config.light, self.generator)
         return self.critic.look(seen.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+
+    def _describe(self, count: int) -> Tensor:
+        """Cross-entropy per token of the instructions of ``count`` videos."""
+        frames, tasks = self.draws.videos(count)
+        words, mask, question = self.critic.described(tasks)
+        seen = self._look(self.draws.frames[frames]).flatten(1, 2)
+        logits = self.critic.network.text_logits(seen, words, mask)[:, question:]
+        each = functional.cross_entropy(logits.transpose(1, 2), words[:, question:], reduction="none")
+        return each[mask[:, question:]].mean()
 
     def _act(self, count: int) -> Tensor:
         samples = self.actions

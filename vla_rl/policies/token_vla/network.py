@@ -137,6 +137,47 @@ class TokenNetwork(nn.Module):
         last = there.shape[1] - 1 - mask.flip(1).int().argmax(1)
         return self._scores(hidden[torch.arange(len(hidden), device=hidden.device), last])
 
+    def text_logits(self, seen: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, vocabulary without the action words] of each of ``words`` [B, L] given the pictures and the words before it.
+
+        Args:
+            seen: pictures already looked at, [B, tokens, D].
+            words: tokens; those on the right may be missing.
+            mask: [B, L] which of them are there.
+        """
+        embedded = torch.cat([seen, self.vlm.get_input_embeddings()(words).to(seen)], 1)
+        there = torch.cat([mask.new_ones(seen.shape[:2]), mask], 1)
+        hidden = self.language(
+            inputs_embeds=embedded,
+            attention_mask=there.long(),
+            position_ids=_positions(there),
+            use_cache=False,
+        ).last_hidden_state
+        return self._text_scores(hidden[:, seen.shape[1] - 1 : -1])
+
+    def _text_scores(self, hidden: Tensor) -> Tensor:
+        head = self.vlm.get_output_embeddings()
+        bias = head.bias[: self.first_word] if head.bias is not None else None
+        return functional.linear(hidden, head.weight[: self.first_word], bias).float()
+
+    @torch.no_grad()
+    def say(self, seen: Tensor, words: Tensor, end: int, most: int) -> list[int]:
+        """The likeliest tokens after ``words`` [L] about pictures already looked at [tokens, D], up to ``end`` or ``most``."""
+        now = torch.cat([seen, self.vlm.get_input_embeddings()(words).to(seen)])[None]
+        cache, said, length = None, [], 0
+        while len(said) < most:
+            places = torch.arange(length, length + now.shape[1], device=now.device)[None]
+            output = self.language(
+                inputs_embeds=now, position_ids=places, past_key_values=cache, use_cache=True
+            )
+            cache, length = output.past_key_values, length + now.shape[1]
+            token = int(self._text_scores(output.last_hidden_state[0, -1]).argmax())
+            if token == end:
+                break
+            said.append(token)
+            now = self.vlm.get_input_embeddings()(torch.tensor([[token]], device=now.device)).to(seen)
+        return said
+
     @torch.no_grad()
     def remember(self, seen: Tensor) -> Any:
         """The language model's cache after pictures already looked at [tokens, D], to begin many questions with."""
