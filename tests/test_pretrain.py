@@ -189,6 +189,18 @@ def test_other_types_train_and_load(dataset, tmp_path, kind, inputs, overrides):
     check_policy(policy, tiny.env_spec(env_state_dim=4), steps=1)
 
 
+def test_fast_words_are_made_of_the_data_and_kept_inside(dataset, tmp_path):
+    small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "fast": 200}
+    config = replace(VLA, type="token_nano", overrides=small)
+    pretrain(config, [dataset], tmp_path / "policy")
+    policy = LeRobotPolicy(tmp_path / "policy")
+    words = policy.token_head.words
+    assert words.end is not None and words.size <= 201 and words.shape == (4, 3)
+    check_policy(policy, tiny.env_spec(), steps=2)
+    with pytest.raises(UserError, match="fast=3: these actions have"):
+        pretrain(replace(config, overrides=small | {"fast": 3}), [dataset], tmp_path / "other")
+
+
 def test_a_type_that_ignores_the_environment_state_has_it_in_its_state(dataset, tmp_path):
     """LeRobot's MultiTaskDiT lets it be an input and never looks: such a clone was blind."""
     small = {"text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "hidden_dim": 48}

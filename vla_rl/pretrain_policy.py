@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, IMAGES
 from vla_rl.policies.inside import copy_inside
@@ -108,6 +110,8 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
             raise UserError(
                 "type=token_vla needs overrides={vlm: HUB_ID_OR_FOLDER}; token_nano needs no download"
             )
+        if config.type.startswith("token_") and "fast" in shape:
+            shape |= _fast_words(int(shape.pop("fast") or 0), samples, int(shape["chunk_size"]))
         tasks = sorted(set(samples.task))
         policy = OURS[config.type](folder, features=(inputs, outputs), tasks=tasks, **shape)
         return policy, policy.config
@@ -130,6 +134,23 @@ def make_policy(config: PretrainConfig, samples: Samples, folder: Path) -> tuple
         return get_policy_class(config.type)(policy_config), policy_config
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         raise UserError(f"type={config.type}: {first_line(error)} (see overrides and inputs)") from error
+
+
+def _fast_words(vocabulary: int, samples: Samples, length: int) -> dict[str, Any]:
+    """Settings of a ``TokenVLAConfig`` with FAST words, ``vocabulary`` of them, made from the samples' own chunks; 0 = bins.
+
+    Raises:
+        UserError: fewer words than these actions need.
+    """
+    if not vocabulary:
+        return {}
+    from vla_rl.policies.fast_tokens import FastWords
+
+    low, high = (samples.statistics()[ACTION][name] for name in ("q01", "q99"))
+    index = torch.arange(len(samples.last))[:, None] + torch.arange(length)
+    actions = samples.arrays[ACTION][torch.minimum(index, samples.last[:, None])]
+    words = FastWords.fit((actions - low) / (high - low).clamp(min=1e-8) * 2 - 1, vocabulary)
+    return {"fast": words.dumps(), "bins": words.size}
 
 
 def _scale_environment_state(policy_config: Any) -> None:

@@ -1,5 +1,7 @@
 """Token PPO on the toy: it learns, its loss is the hand-computed one, bad settings are refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vla_rl.algorithms.factory import token_ppo
 from vla_rl.algorithms.ppo import clipped_loss
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.policies.action_tokens import BinWords
 from vla_rl.policies.open_loop import OpenLoop
 from vla_rl.policies.spoken import Spoken
 
@@ -151,3 +154,29 @@ def test_a_base_without_words():
         UserError, match="ToyDiffusion has no action tokens: choose a policy of type token_vla"
     ):
         token_ppo(OpenLoop(ToyDiffusion(updates=1), 4), SPEC, 4, **SMALL)
+
+
+class Fast(BinWords):
+    """Sixteen words of which the last ends a chunk."""
+
+    end = BINS - 1
+
+    def said(self, words):
+        ends = words == self.end
+        return ends.long().cumsum(1) - ends.long() == 0
+
+
+def test_filling_after_the_end_of_a_chunk_teaches_nothing(tokens):
+    """A clipped ratio per time step means nothing there; per word it is 1 for what was not said."""
+    speaks = copy.copy(tokens)
+    speaks.token_head = copy.copy(tokens.token_head)
+    speaks.token_head.words = Fast(BINS, tokens.token_head.shape)
+    with pytest.raises(UserError, match="ratio=action: FAST words"):
+        token_ppo(OpenLoop(speaks, 4), SPEC, 8, **SMALL)
+    algorithm = token_ppo(OpenLoop(speaks, 4), SPEC, 8, ratio="token", **SMALL)
+    words = torch.full((3, 8), 2)
+    words[1, 3:] = Fast.end
+    seen = PointMass(3, 0).observe()
+    condition, _ = tokens.encode_tokens(seen, None)
+    chance, entropy, _ = algorithm.actor.evaluate(condition, words)
+    assert (chance[1, 4:] == 0).all() and (entropy[1, 4:] == 0).all() and (chance[1, :3] < 0).all()

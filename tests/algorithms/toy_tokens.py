@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy_diffusion import CHUNK, examples
 
 from vla_rl.keys import ENV_STATE, STATE
-from vla_rl.policies.action_tokens import actions_of, drawn, log_probs_of, tokens_of
+from vla_rl.policies.action_tokens import BinWords, drawn, log_probs_of
 from vla_rl.policies.base import PolicySpec
 
 BINS = 16
@@ -37,7 +37,7 @@ class Speaker(nn.Module):
         return self.layers(torch.cat([seen, self.word(before).flatten(2), places], 2))
 
     @torch.no_grad()
-    def sample(self, condition, count, temperature, generator=None):
+    def sample(self, condition, count, temperature, generator=None, end=None):
         tokens = torch.zeros(len(condition), 0, dtype=torch.long)
         chances, entropies = [], []
         for _ in range(count):
@@ -58,12 +58,13 @@ class ToyTokenHead:
 
     def __init__(self) -> None:
         self.network = Speaker()
+        self.words = BinWords(BINS, self.shape)
 
     def normalised(self, tokens: Tensor) -> Tensor:
-        return actions_of(tokens.view(-1, *self.shape), self.bins)
+        return self.words.decode(tokens)
 
     def tokens_of(self, chunks: Tensor) -> Tensor:
-        return tokens_of(chunks, self.bins).flatten(1)
+        return self.words.encode(chunks)
 
     def copy(self) -> nn.Module:
         return copy.deepcopy(self.network).requires_grad_(True)

@@ -176,7 +176,7 @@ class OPD(TokenPPO):
         here = logits[:, :heard].log_softmax(-1)
         own = batch["own"][which].to(logits)[:, None]  # what a person did says nothing of these words
         each = distilled(self.objective, here, there, tokens[:, :heard], old[:, :heard], config.ratio_cap)
-        loss = (each * own).mean()
+        loss = (each * own * self.actor.words.said(tokens)[:, :heard]).mean()
         with torch.no_grad():
             metrics = {
                 "entropy": entropy.mean(),

@@ -83,6 +83,10 @@ class TokenPPO(ChunkPPO):
             num_envs,
             device,
         )
+        if self.actor.words.end is not None and config.ratio == "action":
+            raise UserError(
+                "algorithm.ratio=action: FAST words are of the whole chunk, not of one time step; set algorithm.ratio=chunk or token"
+            )
 
     def said(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of the decisions ``which`` [B]: tokens [B, N], their log-probability when drawn and now, entropy, logits now."""

@@ -77,6 +77,10 @@ class Critic:
             raise UserError(
                 f"a {policy.config.type} policy cannot judge: a critic is a token_vla (vla-rl critic train)"
             )
+        if policy.config.fast:
+            raise UserError(
+                "a critic answers in bins, and this token_vla has FAST words: begin from one without fast="
+            )
         from transformers import AutoTokenizer
 
         self.policy, self.network, self.notes = policy, policy.network, notes

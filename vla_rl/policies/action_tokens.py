@@ -16,6 +16,37 @@ def actions_of(tokens: Tensor, bins: int) -> Tensor:
     return (tokens.float() + 0.5) * (2 / bins) - 1
 
 
+class BinWords:
+    """One word per number of a chunk [T, A], time step by time step.
+
+    Args:
+        bins: words.
+        shape: (T, A).
+    """
+
+    end: int | None = None
+    """The word that ends a chunk; None: all have the same length."""
+
+    def __init__(self, bins: int, shape: tuple[int, int]) -> None:
+        self.size, self.shape = bins, shape
+        self.count = shape[0] * shape[1]
+        self.identity = f"{bins} bins"
+        """Two vocabularies of one identity mean the same by a word."""
+
+    def encode(self, chunks: Tensor) -> Tensor:
+        """Words [B, T A] of normalised chunks [B, T, A]."""
+        return tokens_of(chunks, self.size).flatten(1)
+
+    def decode(self, words: Tensor) -> Tensor:
+        """Normalised chunks [B, T, A] of words [B, N]: of the first time steps; the rest is the middle of the range."""
+        rest = words.new_full((len(words), self.count - words.shape[1]), self.size // 2)
+        return actions_of(torch.cat([words, rest], 1).view(-1, *self.shape), self.size)
+
+    def said(self, words: Tensor) -> Tensor:
+        """[B, N] bool: all of them."""
+        return torch.ones_like(words, dtype=torch.bool)
+
+
 def log_probs_of(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy [...] of ``tokens`` [...] under ``logits`` [..., bins] at a temperature."""
     scaled = (logits / temperature).float().log_softmax(-1)

@@ -74,12 +74,17 @@ class Shown(Advised):
         blur: its least standard deviation, in the student's normalised units (words cover -1..1).
 
     Raises:
-        UserError: another action dimension, or a blur that is not positive.
+        UserError: another action dimension, a blur that is not positive, or a student with FAST words.
     """
 
     def __init__(self, student: Spoken, teacher: Policy, samples: int = 1, blur: float = 0.1) -> None:
         if blur <= 0:
             raise UserError(f"algorithm.teacher_blur={blur} must be above 0")
+        if student.words.end is not None:
+            raise UserError(
+                "teacher: it has no words, and the student's FAST words stand for no single number: teach with a token policy "
+                "of the student's vocabulary, or distil into a student with bins"
+            )
         super().__init__(student, teacher, units_of_words(student), samples)
         self.bins, self.blur = student.head.bins, blur
 

@@ -19,8 +19,8 @@ from vla_rl.policies.token_head import HAVE_TOKENS
 class Spoken:
     """Chunks [B, T, A] of words drawn at a temperature; deterministic, of the likeliest.
 
-    Only the words of the ``executed`` first steps are said: later ones cannot change them. The rest of the chunk is the middle
-    of the action's range, and must not be carried out.
+    Of bins only the words of the ``executed`` first steps are said: later ones cannot change them. The rest of the chunk is the
+    middle of the action's range, and must not be carried out. FAST words are of the whole chunk.
 
     Args:
         base: a policy with the ``Tokens`` capability.
@@ -50,7 +50,8 @@ class Spoken:
         self.temperature, self.generator = temperature, generator
         steps, self.dims = self.head.shape
         self.executed = min(steps, executed or steps)
-        self.count = self.executed * self.dims
+        self.words = self.head.words
+        self.count = self.executed * self.dims if self.words.end is None else self.words.count
         self.network = self.head.copy()
         self.token_head = copy.copy(self.head)
         """The ``Tokens`` capability, with what was learned: one token policy may teach another."""
@@ -73,9 +74,9 @@ class Spoken:
         condition, state = self.encode_tokens(observation, state)
         temperature = 0.0 if deterministic else self.temperature
         said = self.network.sample(
-            condition, self.count, temperature, None if deterministic else self.generator
+            condition, self.count, temperature, None if deterministic else self.generator, self.words.end
         )
-        output = TensorDict({"action": self.actions_of(said["tokens"])}, batch_size=[len(condition)])
+        output = TensorDict({"action": self.actions_of_tokens(said["tokens"])}, batch_size=[len(condition)])
         if not deterministic:
             output["tokens"], output["log_prob"] = said["tokens"], said["log_prob"]
             output["condition"] = condition
@@ -86,21 +87,18 @@ class Spoken:
         return self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
 
     def actions_of_tokens(self, tokens: Tensor) -> Tensor:
-        """The base's."""
+        """Chunks [B, T, A] in environment units, of the words [B, N] that are said: the base's."""
         return self.base.actions_of_tokens(tokens)  # type: ignore[attr-defined]
 
-    def actions_of(self, tokens: Tensor) -> Tensor:
-        """Chunks [B, T, A] in environment units, of the words [B, N] that are carried out."""
-        rest = tokens.new_full((len(tokens), self.head.count - self.count), self.head.bins // 2)
-        return self.actions_of_tokens(torch.cat([tokens, rest], 1))
-
     def evaluate(self, condition: TensorDict, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability and entropy [B, N] of ``tokens`` [B, N] now, and the logits [B, N, bins] they come from."""
+        """Log-probability and entropy [B, N] of ``tokens`` [B, N] now, 0 for filling, and the logits [B, N, bins] they come from."""
         logits = self.network.logits(condition, tokens) / self.temperature
-        return *log_probs_of(logits, tokens), logits
+        chance, entropy = log_probs_of(logits, tokens)
+        said = self.words.said(tokens)
+        return chance * said, entropy * said, logits
 
     def from_base(self, logits: Tensor, condition: TensorDict, tokens: Tensor) -> Tensor:
         """[B, N] divergence of ``logits`` from the frozen base's, exact over the words."""
         with torch.no_grad():
             there = (self.head.network.logits(condition, tokens) / self.temperature).log_softmax(-1)
-        return kl(logits.log_softmax(-1), there)
+        return kl(logits.log_softmax(-1), there) * self.words.said(tokens)

@@ -46,7 +46,11 @@ class Taught(Pupil):
                     f"teacher: its {name} are {getattr(theirs, name)}, the student's {getattr(ours, name)}: "
                     "distil between policies of one vocabulary and chunk"
                 )
-        words = torch.stack([torch.full((ours.count,), word) for word in (0, ours.bins - 1)])
+        if ours.words.identity != theirs.words.identity:
+            raise UserError(
+                "teacher: its FAST vocabulary is another: distil between policies of one vocabulary"
+            )
+        words = ours.tokens_of(torch.tensor([-1.0, 1.0])[:, None, None].expand(2, *ours.shape))
         here, there = student.actions_of_tokens(words), teacher.actions_of_tokens(words)
         apart = (here - there).abs().amax((0, 1)) / (here[1] - here[0]).abs().amax(0).clamp(min=1e-9)
         if apart.max() > 1 / ours.bins:

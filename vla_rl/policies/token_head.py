@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
-from vla_rl.policies.action_tokens import actions_of, tokens_of
 from vla_rl.policies.token_vla.network import choose_trained
 
 HAVE_TOKENS = ("token_vla",)
@@ -35,13 +34,15 @@ class TokenHead:
         self.model, self.network = model, model.network
         self.shape: tuple[int, int] = model.shape
         """(T, A) of a chunk."""
+        self.words = model.words
+        """The vocabulary: ``BinWords`` or ``FastWords``."""
         self.bins: int = model.config.bins
         self.temperature: float = model.config.temperature
 
     @property
     def count(self) -> int:
-        """N = T A words of a chunk."""
-        return self.shape[0] * self.shape[1]
+        """N, words of a chunk: T A bins, or of FAST at most so many."""
+        return self.words.count
 
     def encode(self, batch: dict[str, Tensor]) -> TensorDict:
         """The network's condition [B], pictures as uint8."""
@@ -51,11 +52,11 @@ class TokenHead:
 
     def normalised(self, tokens: Tensor) -> Tensor:
         """Chunks [B, T, A], normalised, of words [B, N]."""
-        return actions_of(tokens.view(-1, *self.shape), self.bins)
+        return self.words.decode(tokens)
 
     def tokens_of(self, chunks: Tensor) -> Tensor:
         """Words [B, N] of normalised chunks [B, T, A]."""
-        return tokens_of(chunks, self.bins).flatten(1)
+        return self.words.encode(chunks)
 
     def copy(self) -> Any:
         """A network of its own with the same weights; trains what cloning trains."""

@@ -20,6 +20,7 @@ class TokenVLAConfig(PreTrainedConfig):
         chunk_size: T.
         n_action_steps: of it, how many LeRobot's own loop executes.
         bins: words of the action vocabulary; each number of an action is one.
+        fast: of FAST words instead (``vla_rl.policies.fast_tokens``), as text; then ``bins`` is how many there are.
         temperature: of sampling; greedy where a policy is asked to be deterministic.
         prompt: what the model is asked; ``{task}`` is the instruction.
         tokenizer_max_length: of the prompt, in tokens.
@@ -35,6 +36,7 @@ class TokenVLAConfig(PreTrainedConfig):
     chunk_size: int = 8
     n_action_steps: int = 8
     bins: int = 256
+    fast: str = ""
     temperature: float = 1.0
     prompt: str = "What should the robot do to {task}?"
     tokenizer_max_length: int = 48

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_rl.keys import ACTION, STATE
-from vla_rl.policies.action_tokens import actions_of, tokens_of
+from vla_rl.policies.action_tokens import BinWords
+from vla_rl.policies.fast_tokens import FastWords
 from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
 from vla_rl.policies.token_vla.network import TokenNetwork, choose_trained
 
@@ -45,6 +46,7 @@ class TokenVLAPolicy(PreTrainedPolicy):
         choose_trained(self.network, config)
         action: Any = config.action_feature
         self.shape = (config.chunk_size, action.shape[0])
+        self.words = FastWords.loads(config.fast) if config.fast else BinWords(config.bins, self.shape)
         self.reset()
 
     def condition(self, batch: dict[str, Tensor]) -> TensorDict:
@@ -60,20 +62,22 @@ class TokenVLAPolicy(PreTrainedPolicy):
         return TensorDict(parts, batch_size=[len(cameras[0])])  # type: ignore[arg-type]
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy per word of the actions that lie inside their episode."""
-        tokens = tokens_of(batch[ACTION], self.config.bins)  # [B, T, A]
-        logits = self.network.logits(self.condition(batch), tokens.flatten(1))
-        inside = (~batch["action_is_pad"])[..., None].expand_as(tokens).flatten(1)
-        each = functional.cross_entropy(logits.transpose(1, 2), tokens.flatten(1), reduction="none")
+        """Cross-entropy per word: of bins, of the actions that lie inside their episode."""
+        tokens = self.words.encode(batch[ACTION])  # [B, N]
+        logits = self.network.logits(self.condition(batch), tokens)
+        inside = self.words.said(tokens)
+        if self.words.end is None:  # each word is of one time step, which may lie beyond the episode's end
+            inside = (~batch["action_is_pad"])[..., None].expand(-1, -1, self.shape[1]).flatten(1)
+        each = functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         loss = (each * inside).sum() / inside.sum().clamp(min=1)
-        right = ((logits.argmax(-1) == tokens.flatten(1)) & inside).sum() / inside.sum().clamp(min=1)
+        right = ((logits.argmax(-1) == tokens) & inside).sum() / inside.sum().clamp(min=1)
         return loss, {"cross_entropy": loss.item(), "accuracy": right.item()}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, T, A] normalised, greedy."""
-        found = self.network.sample(self.condition(batch), self.shape[0] * self.shape[1], 0.0)
-        return actions_of(found["tokens"].view(-1, *self.shape), self.config.bins)
+        found = self.network.sample(self.condition(batch), self.words.count, 0.0, end=self.words.end)
+        return self.words.decode(found["tokens"])
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor]) -> Tensor:

@@ -193,14 +193,17 @@ class TokenNetwork(nn.Module):
         count: int,
         temperature: float,
         generator: torch.Generator | None = None,
+        end: int | None = None,
     ) -> TensorDict:
         """``count`` words by cached decoding: ``tokens`` [B, N], their ``log_prob`` and the ``entropy`` [B, N].
 
-        Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1.
+        Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1. After the word
+        ``end``, where there is one, a row is filled with it, certain as it is (log-probability and entropy 0).
         """
         prefix, there = self.prefix(condition)
         mask, now, cache = there, prefix, None
         tokens, chances, entropies = [], [], []
+        over = torch.zeros(len(prefix), dtype=torch.bool, device=prefix.device)
         for step in range(count):
             places = _positions(mask)[:, -now.shape[1] :]
             output = self.language(
@@ -214,16 +217,23 @@ class TokenNetwork(nn.Module):
             scores = self._scores(output.last_hidden_state[:, -1])
             token = drawn(scores, temperature, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
+            if end is not None:
+                token = token.masked_fill(over, end)
+                chance, entropy = chance.masked_fill(over, 0.0), entropy.masked_fill(over, 0.0)
+                over = over | (token == end)
             tokens.append(token)
             chances.append(chance)
             entropies.append(entropy)
+            if over.all():
+                break
             if step < count - 1:
                 now = self._embedded(token)[:, None].to(prefix)
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        rest = count - len(tokens)
         parts = {
-            "tokens": torch.stack(tokens, 1),
-            "log_prob": torch.stack(chances, 1),
-            "entropy": torch.stack(entropies, 1),
+            "tokens": functional.pad(torch.stack(tokens, 1), (0, rest), value=end or 0),
+            "log_prob": functional.pad(torch.stack(chances, 1), (0, rest)),
+            "entropy": functional.pad(torch.stack(entropies, 1), (0, rest)),
         }
         return TensorDict(parts, batch_size=[len(prefix)])
 
