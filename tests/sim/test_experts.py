@@ -23,3 +23,28 @@ def test_no_expert_is_said():
     env = make("sim.gymnasium:GymnasiumEnv", "Pendulum-v1", 1, 0, image_size=0)
     with pytest.raises(UserError, match="no scripted expert for Pendulum-v1"):
         expert(env)
+
+
+def test_one_that_misses_goes_beside_in_another_way_every_episode():
+    """Its hand ends off where the true expert's does; an episode is the same in every row; others cannot."""
+    env = make("sim.metaworld:MetaWorldEnv", "reach-v3", 2, 0, cameras=[], max_episode_steps=60)
+
+    def ends(seeds, miss):
+        torch.manual_seed(0)
+        policy = expert(env, miss=miss)
+        seen, _ = env.reset(seed=seeds)
+        state = policy.initial_state(2)
+        for _ in range(40):
+            output, state = policy.act(seen, state)
+            seen, *_, info = env.step(output["action"])
+            if info["success"].any():
+                break
+        return seen["observation.state"][:, :3]
+
+    good, bad, swapped = ends([3, 4], 0.0), ends([3, 4], 0.1), ends([4, 3], 0.1)
+    assert (good - bad).norm(dim=1).min() > 0.02
+    assert torch.allclose(bad, swapped.flip(0), atol=0.02)
+    env.close()
+    lift = make("sim.robosuite:RobosuiteEnv", "Lift", 1, 0, cameras=[])
+    with pytest.raises(UserError, match="miss=0.1"):
+        expert(lift, miss=0.1)
