@@ -102,7 +102,7 @@ def keys_of(observation: Observation) -> Tensor:
 def normal(key: Tensor, step: Tensor, dim: int) -> Tensor:
     """Standard normal [B, dim], a function of each row's ``key`` and ``step`` [B]."""
     draws = [
-        np.random.default_rng([k, s]).standardnormal(dim, np.float32)
+        np.random.default_rng([k, s]).standard_normal(dim, np.float32)
         for k, s in zip(key.tolist(), step.tolist(), strict=True)
     ]
     return torch.from_numpy(np.stack(draws))

@@ -1,6 +1,7 @@
 """One name for every simulator's expert."""
 
 import pytest
+import torch
 
 from sim.experts import expert
 from sim.vector import make
