@@ -40,10 +40,16 @@ TRAIN_SEEDS = 10_000_000
 
 
 def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
-    """The algorithm of a configuration, around its base policy."""
+    """The algorithm of a configuration, around its base policy, for the rows of all its collectors."""
     candidates = int(config.algorithm.get("candidates", 1) or 1)
     base = load_base(config.policy, candidates=candidates)
-    return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
+    rows = env.num_envs * (int(config.num_collectors) if distributed(config) else 1)
+    return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
+
+
+def distributed(config: Any) -> bool:
+    """Whether ``launcher=ray``."""
+    return (config.get("launcher") or {}).get("kind", "local") == "ray"
 
 
 def in_own_process(algorithm: Any, config: Any, env: VlaVectorEnv, run: RunFolder) -> RemoteLearner:

@@ -277,10 +277,15 @@ class ResidualTD3:
         self.steps += int((~frames["final"]).sum())
         self._set_phase()
 
-    def interrupt(self) -> None:
-        """Close the episodes in flight as truncated: whoever played them is gone."""
+    def reach(self, steps: int) -> None:
+        """Be in the phase of environment step ``steps``, or of a later one: others collect too."""
+        self.steps = max(steps, self.steps)
+        self._set_phase()
+
+    def interrupt(self, rows: Tensor | None = None) -> None:
+        """Close the episodes in flight (of ``rows`` [k]; None: of all) as truncated: whoever played them is gone."""
         for buffer in (self.experience.warmup, self.experience.online):
-            buffer.close_rows(torch.arange(buffer.rows))
+            buffer.close_rows(torch.arange(buffer.rows) if rows is None else rows)
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Store whole demonstration episodes, apart from online data."""

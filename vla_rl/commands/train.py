@@ -12,6 +12,7 @@ usage: vla-rl train experiment=NAME [key=value ...]
   demonstrations=expert demonstrations.episodes=20
   teleop=overseer schedule=graded   demonstrations first, hard states, help that is taken back
   curriculum=near_half              several tasks (env.ids=[a,b,c]): more episodes of those that succeed half of the time
+  launcher=ray num_collectors=4     collectors, learner and inference workers in processes of their own (docs/scaling.md)
   run.name=first run.seed=1 run.steps=60000 run.minutes=15
 
 A run folder holds config.yaml, metrics.jsonl, checkpoints/, videos/, report.html and report.json.
@@ -50,7 +51,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
     from vla_rl.rewards.build import environment_settings, rewarded
     from vla_rl.runtime.threads import set_threads
     from vla_rl.runtime.versions import MemoryWatch
-    from vla_rl.train import Trainer, open_run
+    from vla_rl.train import Trainer, distributed, open_run
 
     began = time.monotonic()
     if resume is None:
@@ -63,6 +64,10 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
         if overrides:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
     set_threads(config.run.threads)
+    if distributed(config):
+        from vla_rl.runtime.distributed.driver import check_distributed
+
+        check_distributed(config)
     own = eval_env_of(config)
     env = rewarded(build(config.env, **environment_settings(config)), config.get("reward"))  # pyright: ignore[reportArgumentType]
     folder, checkpoint, trainer, eval_env = None, None, None, None
@@ -105,6 +110,8 @@ def _work(trainer: Any, config: Any, checkpoint: Path | None) -> dict[str, Any]:
     """Base evaluation, demonstrations, learning, final evaluation."""
     import json
 
+    from vla_rl.train import distributed
+
     run, folder = config.run, trainer.run.path
     results: dict[str, Any] = {}
     saved = folder / "base.json"
@@ -126,7 +133,12 @@ def _work(trainer: Any, config: Any, checkpoint: Path | None) -> dict[str, Any]:
             bar.update(progress.steps, counts=counts, success=shown, q=f"{metrics.get('q', 0.0):.2f}")
 
         trainer.on_progress = show
-        trainer.learn()
+        if distributed(config):
+            from vla_rl.runtime.distributed.driver import learn_on_ray
+
+            learn_on_ray(trainer)
+        else:
+            trainer.learn()
     if run.final_episodes:
         results["final"] = _measure(trainer, "final", run.final_episodes, run.final_seed)
     return results

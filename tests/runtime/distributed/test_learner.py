@@ -1,0 +1,216 @@
+"""The learner that several collectors feed, without Ray: every frame once, whatever dies, and only from those who fit."""
+
+import threading
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from reach import Reach, Walk
+
+from vla_rl.errors import UserError
+from vla_rl.learner.process import weights
+from vla_rl.runtime.distributed import collector as collector_module
+from vla_rl.runtime.distributed.collector import DistributedCollector, Unreachable
+from vla_rl.runtime.distributed.learner import DistributedLearner, Settings
+from vla_rl.runtime.run_folder import RunFolder
+
+ALGORITHM = {
+    "_target_": "vla_rl.algorithms.factory.residual_td3",
+    "scale": 0.5,
+    "warmup_steps": 0,  # at its end the steps in flight become closing frames: here each has to be found again
+    "critic_updates": 10,
+    "hidden": [16, 16],
+    "critics": 2,
+    "batch_size": 16,
+    "capacity": 4000,
+}
+MINE = {"version": "1", "code": "abc", "configuration": "def"}
+
+
+def settings(tmp_path, **more):
+    plain = {
+        "algorithm": ALGORITHM,
+        "base": Walk(0.05).spec,
+        "env": Reach(2).env_spec,
+        "rows": 2,
+        "collectors": 2,
+        "run": str(tmp_path),
+        "steps": 600,
+        "fingerprint": MINE,
+        "publish": 0.1,
+    }
+    return Settings(**(plain | more))
+
+
+def collector(index, learner, **more):
+    config = {"algorithm": ALGORITHM, "policy": {}, "run": {"seed": 0, "threads": 1}, "num_collectors": 2}
+    return DistributedCollector(index, config, learner, MINE, base=Walk(0.05), env=Reach(2), **more)
+
+
+def stored(learner):
+    """Frames in replay that are steps, in the rows of each collector."""
+    counts = []
+    for place in range(2):
+        rows, total = learner._rows(place), 0
+        for buffer in (learner.learner.experience.warmup, learner.learner.experience.online):
+            for row in rows.tolist():
+                index = row * buffer.length + torch.arange(int(buffer.filled[row]))
+                total += int((~buffer.final[index]).sum())
+        counts.append(total)
+    return counts
+
+
+class Forgetful:
+    """A learner whose answers are lost now and then, after it has taken what it was given."""
+
+    def __init__(self, learner, every=3):
+        self.learner, self.every, self.calls = learner, every, 0
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            answer = getattr(self.learner, name)(*arguments)
+            self.calls += 1
+            if self.calls % self.every == 0:
+                raise Unreachable("lost on the way")
+            return answer
+
+        return call
+
+
+def test_two_collectors_fill_one_replay_and_follow_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(collector_module, "PAUSE", 0.005)
+    learner = DistributedLearner(settings(tmp_path))
+    each = [collector(i, learner) for i in range(2)]
+    threads = [threading.Thread(target=c.run) for c in each]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    status = learner.status()
+    assert status["steps"] >= 600 and sum(status["collected"]) == status["steps"]
+    assert learner.settle(60.0) == 0 and learner.status()["updates"] > 50
+    assert stored(learner) == status["collected"], "interrupted episodes aside, each step is there once"
+    time.sleep(0.5)
+    each[0]._heard(learner.hail())
+    theirs = weights(learner.learner)
+    assert all(torch.equal(value, theirs[name]) for name, value in weights(each[0].algorithm).items())
+    assert status["metrics"]["staleness"] >= 0 and status["episodes"] == len(status["recent"])
+
+
+def test_an_answer_that_is_lost_counts_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(collector_module, "PAUSE", 0.005)
+    learner = DistributedLearner(settings(tmp_path, steps=200))
+    collector(0, Forgetful(learner)).run()
+    status = learner.status()
+    assert status["metrics"]["repeated"] > 0
+    assert stored(learner)[0] == status["collected"][0] == status["steps"]
+
+
+def test_a_new_learner_goes_on_where_the_dead_one_was(tmp_path, monkeypatch):
+    """From a checkpoint and the journal after it; the collector, which lives on, notices nothing."""
+    monkeypatch.setattr(collector_module, "PAUSE", 0.005)
+
+    class Changing:
+        learner = DistributedLearner(settings(tmp_path, steps=10_000))
+
+        def __getattr__(self, name):
+            return getattr(type(self).learner, name)
+
+    run = RunFolder.create(tmp_path, "r", "a: 1\n")
+    Changing.learner = first = DistributedLearner(settings(run.path, steps=500))
+    player = collector(0, Changing())
+    joined = player.learner.join(0, MINE)
+    player.generation = joined["generation"]
+    from vla_rl.rollout.collector import Collector
+
+    play = Collector(player.env, player.algorithm.policy, player._scene, sink=player._keep)
+    play.begin()
+
+    def go(batches):
+        for _ in range(batches):
+            for _ in range(5):
+                play.step()
+            player._send()
+
+    go(6)
+
+    def write(folder):
+        import json
+
+        said = first.save(str(folder / "algorithm"))
+        state = {
+            "progress": {"episodes": 0, "recent": [], "seconds": 1.0},
+            "distributed": said["distributed"],
+        }
+        (folder / "trainer.json").write_text(json.dumps(state))
+
+    run.save_checkpoint(first.learner.steps, write)
+    go(7)
+    Changing.learner = second = DistributedLearner(settings(run.path, steps=500))
+    assert second.learner.steps == first.learner.steps == 130 and second.recovered == 7
+    assert second.published.version > first.published.version, "numbers of versions are never used twice"
+    go(4)
+    assert second.learner.steps == 170 and stored(second)[0] == second.slots[0].steps == 170
+    third = DistributedLearner(settings(run.path, steps=500))
+    assert third.learner.steps == 170 and stored(third)[0] == 170
+    run.close()
+
+
+def test_a_place_that_is_given_anew_closes_what_was_in_flight(tmp_path):
+    learner = DistributedLearner(settings(tmp_path))
+    first = collector(0, learner)
+    first.generation = learner.join(0, MINE)["generation"]
+    from vla_rl.rollout.collector import Collector
+
+    play = Collector(first.env, first.algorithm.policy, first._scene, sink=first._keep)
+    play.begin()
+    for _ in range(3):
+        play.step()
+    first._send()
+    assert learner.join(0, MINE)["generation"] == 2
+    buffer = learner.learner.experience.online
+    newest = learner._rows(0) * buffer.length + (buffer.pointer[learner._rows(0)] - 1) % buffer.length
+    assert buffer.final[newest].all()
+    with pytest.raises(UserError, match="given to another"):
+        play.step()
+        first._send()
+
+
+def test_only_those_who_fit_may_join(tmp_path):
+    learner = DistributedLearner(settings(tmp_path))
+    with pytest.raises(UserError, match="code zzz wants to join a learner with code abc"):
+        learner.join(0, MINE | {"code": "zzz"})
+    with pytest.raises(UserError, match="no place 7"):
+        learner.join(7, MINE)
+    generation = learner.join(0, MINE)["generation"]
+    with pytest.raises(UserError, match="sends batch 3 after -1"):
+        learner.push(0, generation, 3, b"")
+
+
+def test_it_waits_when_the_learner_is_behind(tmp_path):
+    learner = DistributedLearner(settings(tmp_path, max_due=-1))
+    assert learner.hail()["wait"]
+    learner.stop()
+    assert learner.hail()["stop"]
+
+
+def test_what_ends_learning_is_told(tmp_path):
+    learner = DistributedLearner(settings(tmp_path))
+    learner.failure = UserError("the loss is NaN")
+    for call in (learner.status, learner.hail):
+        with pytest.raises(UserError, match="NaN"):
+            call()
+
+
+def test_algorithms_that_learn_where_they_act_are_refused(tmp_path):
+    with pytest.raises(UserError, match="launcher=local"):
+        DistributedLearner(
+            settings(
+                tmp_path,
+                algorithm=OmegaConf.to_container(
+                    OmegaConf.create({"_target_": "vla_rl.algorithms.factory.filtered_bc"})
+                ),
+            )
+        )

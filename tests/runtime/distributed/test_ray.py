@@ -1,0 +1,136 @@
+"""Training on Ray with a real simulator, while its processes are killed."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "policies"))
+
+import tiny
+
+from vla_rl.commands.train import train
+from vla_rl.config import compose
+from vla_rl.errors import UserError
+from vla_rl.runtime.distributed import actors
+from vla_rl.runtime.distributed.actors import connect
+from vla_rl.runtime.distributed.driver import check_distributed, fingerprint_of
+from vla_rl.runtime.run_folder import RunFolder
+
+GOAL = 1200
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "act"
+    small = {"chunk_size": 4, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
+    small |= {"n_encoder_layers": 1, "use_vae": False}
+    return tiny.lerobot_folder(folder, "act", images=False, env_state=39, state=4, action=4, **small)
+
+
+def words(base, root, **more):
+    settings = {
+        "experiment": "bench",
+        "env": "metaworld",
+        "env.ids": "[reach-v3]",
+        "env.cameras": "[]",
+        "env.num_envs": 2,
+        "env.num_workers": 0,
+        "env.max_episode_steps": 90,
+        "policy.path": base,
+        "policy.horizon": 4,
+        "demonstrations.episodes": 2,
+        "algorithm.warmup_steps": 100,
+        "algorithm.critic_updates": 10,
+        "algorithm.hidden": "[32,32]",
+        "run.root": root,
+        "run.name": "ray",
+        "run.steps": GOAL,
+        "run.final_episodes": 2,
+        "run.checkpoint_every": 400,
+        "run.log_every": 100,
+        "launcher": "ray",
+        "launcher.every": 5,
+        "num_collectors": 2,
+        "num_inference": 1,
+    }
+    return [f"{key}={value}" for key, value in (settings | more).items()]
+
+
+def kill_in_turn(over, lost):
+    """kill -9 a collector, the inference worker and the learner, one after the other, a few seconds apart."""
+    for name in ("CollectorActor", "InferenceActor", "LearnerActor"):
+        until = time.monotonic() + 120
+        while not over.is_set() and time.monotonic() < until:
+            mine = [
+                p
+                for p in psutil.process_iter(["cmdline"])
+                if f"ray::{name}" in " ".join(p.info["cmdline"] or [])
+            ]
+            if mine and lost["steps"]() > 150:
+                os.kill(mine[0].pid, signal.SIGKILL)
+                lost["killed"].append(name)
+                break
+            time.sleep(0.3)
+        over.wait(6)
+
+
+def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, tmp_path):
+    metrics = tmp_path / "ray" / "metrics.jsonl"
+
+    def steps():
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    over, lost = threading.Event(), {"steps": steps, "killed": []}
+    chaos = threading.Thread(target=kill_in_turn, args=(over, lost))
+    chaos.start()
+    try:
+        folder = train(words(base, tmp_path))
+    finally:
+        over.set()
+        chaos.join()
+    assert lost["killed"] == ["CollectorActor", "InferenceActor", "LearnerActor"]
+    newest = RunFolder.latest_in(folder)
+    state = json.loads((newest / "trainer.json").read_text())
+    counters = json.loads((newest / "algorithm" / "algorithm.json").read_text())
+    assert state["progress"]["steps"] == counters["steps"] >= GOAL
+    assert sum(slot["steps"] for slot in state["distributed"]) == counters["steps"]
+    assert max(slot["generation"] for slot in state["distributed"]) >= 2, "a collector was replaced"
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    assert last["lost_learner"] >= 1 and last["lost_collector"] >= 1 and last["due"] == 0
+    assert (folder / "report.json").is_file()
+    # Without Ray it goes on from there, in the rows of both collectors.
+    more = compose("train", words(base, tmp_path))
+    assert (
+        fingerprint_of(more)["configuration"]
+        != fingerprint_of(compose("train", words(base, tmp_path, **{"run.seed": 1})))["configuration"]
+    )
+
+
+def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path):
+    for setting, value, match in (
+        ("num_collectors", 0, "num_collectors=0"),
+        ("run.learner", "process", "run.learner"),
+        ("curriculum", "near_half", "curriculum"),
+        ("teleop", "overseer", "teleop"),
+    ):
+        with pytest.raises(UserError, match=match):
+            check_distributed(compose("train", words(base, tmp_path, **{setting: value})))
+
+
+def test_an_address_where_nobody_is(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match="launcher=local trains in this process"):
+        connect("nowhere.invalid:6379")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="needs Ray"):
+        actors.connect(None)

@@ -1,0 +1,199 @@
+"""A collector: an environment, the acting half of an algorithm, and a learner somewhere else.
+
+Frames go out in numbered batches, each sent again until the learner has it; weights come back when there are new ones. With a
+base policy elsewhere (``asked``), only the residual runs here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.errors import UserError
+from vla_rl.learner.messages import flatten, pack
+from vla_rl.learner.process import weights
+from vla_rl.rollout.collector import Collector, Episode
+from vla_rl.runtime.distributed.history import Followed
+
+SPACING = 10_000_000
+"""Seeds of one run's episodes (``vla_rl.train.TRAIN_SEEDS``)."""
+
+LIFE = 20_000
+"""Episodes of one generation of a collector, before its scenes come again."""
+
+PATIENCE = 300.0
+"""Seconds in which a learner that has gone may come back."""
+
+PAUSE = 0.1
+"""Seconds between two looks at a learner that is busy or gone."""
+
+
+class Learner(Protocol):
+    """What a collector asks of ``DistributedLearner``; every call may raise ``Unreachable``."""
+
+    def join(self, collector: int, fingerprint: dict[str, str]) -> dict[str, int]:
+        """See there."""
+        ...
+
+    def push(self, collector: int, generation: int, number: int, message: bytes) -> dict[str, Any]:
+        """See there."""
+        ...
+
+    def hail(self) -> dict[str, Any]:
+        """See there."""
+        ...
+
+    def weights_since(self, version: int) -> list[bytes]:
+        """See there."""
+        ...
+
+
+class Unreachable(RuntimeError):
+    """The learner has died or does not answer; another may take its place."""
+
+
+class DistributedCollector:
+    """Plays until the learner says stop.
+
+    Args:
+        index: of its place at the learner.
+        config: of the run (plain containers): ``env``, ``policy``, ``algorithm``, ``run``, ``num_collectors``.
+        learner: where frames go.
+        fingerprint: of code and configuration.
+        base: who decides chunks; None = the policy of ``config``, here.
+        env: where it plays; None = that of ``config``.
+        every: control steps between two batches.
+        patience: seconds in which a learner that has gone may come back.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        config: dict[str, Any],
+        learner: Learner,
+        fingerprint: dict[str, str],
+        *,
+        base: Any = None,
+        env: Any = None,
+        every: int = 10,
+        patience: float = PATIENCE,
+    ) -> None:
+        from omegaconf import OmegaConf
+
+        from vla_rl.config import build
+        from vla_rl.policies.load import load_base
+        from vla_rl.rewards.build import environment_settings, rewarded
+        from vla_rl.runtime.seeding import seed_everything
+        from vla_rl.runtime.threads import set_threads
+
+        node: Any = OmegaConf.create(config)
+        set_threads(node.run.threads or 1)
+        self.index, self.learner, self.fingerprint = index, learner, fingerprint
+        self.every, self.patience = every, patience
+        self.seed, self.places = int(node.run.seed), int(node.num_collectors)
+        if env is None:
+            env = rewarded(build(node.env, **environment_settings(node)), node.get("reward"))
+        self.env: Any = env
+        base = (
+            load_base(node.policy, candidates=int(node.algorithm.get("candidates", 1) or 1))
+            if base is None
+            else base
+        )
+        seed_everything(1000 * self.seed + index)
+        self.algorithm: Any = build(node.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
+        own = weights(self.algorithm)
+        self.followed = Followed(own, self._ask)
+        self._batch: list[tuple[TensorDict, Tensor]] = []
+        self._episodes: list[bool] = []
+        self.generation = self.number = 0
+        self.answer: dict[str, Any] = {"stop": False, "wait": False}
+
+    def run(self) -> int:
+        """Play to the end; returns the environment steps of this life.
+
+        Raises:
+            UserError: the learner refuses, or has been gone for longer than ``patience``.
+        """
+        joined = self._until(lambda: self.learner.join(self.index, self.fingerprint))
+        self.generation, self.number = joined["generation"], 0
+        self.algorithm.reach(joined["steps"])
+        self._update()
+        collector = Collector(
+            self.env, self.algorithm.policy, self._scene, sink=self._keep, on_episode=self._ended
+        )
+        collector.begin()
+        while not self.answer["stop"]:
+            for _ in range(self.every):
+                collector.step()
+            self._send()
+            while self.answer["wait"] and not self.answer["stop"]:
+                time.sleep(PAUSE)
+                self._heard(self._until(self.learner.hail))
+        return collector.steps
+
+    def _scene(self, episode: int, row: int) -> int:
+        number = ((self.generation * LIFE + episode) * self.places + self.index) % SPACING
+        return SPACING * (1 + self.seed) + number
+
+    def _keep(self, frames: TensorDict, rows: Tensor) -> None:
+        self._batch.append((frames.clone(), rows.clone()))
+        self.algorithm.count(frames)
+
+    def _ended(self, episode: Episode) -> None:
+        if not episode.interrupted:
+            self._episodes.append(episode.success)
+
+    def _send(self) -> None:
+        """One batch; then whatever is new of the weights."""
+        frames = torch.cat([frames for frames, _ in self._batch])
+        rows = torch.cat([rows for _, rows in self._batch]).tolist()
+        fields = {"size": len(frames), "rows": rows, "episodes": self._episodes}
+        message = pack("frames", flatten(frames), version=self.followed.version, **fields)  # pyright: ignore[reportArgumentType]
+        number = self.number
+        answer = self._until(lambda: self.learner.push(self.index, self.generation, number, message))
+        self.number += 1
+        self._batch, self._episodes = [], []
+        self._heard(answer)
+
+    def _heard(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
+        self.algorithm.reach(answer["steps"])
+        if answer["version"] != self.followed.version:
+            self._update()
+
+    def _update(self) -> None:
+        if self.followed.catch_up():
+            modules = self.algorithm.acting_modules()
+            for name, module in modules.items():
+                own = {
+                    k[len(name) + 1 :]: v
+                    for k, v in self.followed.weights.items()
+                    if k.startswith(name + ".")
+                }
+                module.load_state_dict(own)
+
+    def _ask(self, version: int) -> list[bytes]:
+        return self._until(lambda: self.learner.weights_since(version))
+
+    def _until(self, call: Callable[[], Any]) -> Any:
+        """The answer of a learner that may be on its way back."""
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return call()
+            except Unreachable as error:
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"the learner has not been reachable for {self.patience:g} s ({error}): the run's last checkpoint and all "
+                        "frames it has had are kept; resume="
+                    ) from error
+                time.sleep(PAUSE)
+
+    def close(self) -> None:
+        """Free the environment."""
+        self.env.close()

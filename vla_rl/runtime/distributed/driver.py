@@ -1,0 +1,271 @@
+"""Training with collectors and a learner on Ray: starts them, replaces those that die, logs, checkpoints.
+
+The checkpoints are the trainer's own, so that a run may go on with or without Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vla_rl.errors import UserError
+from vla_rl.runtime.distributed.actors import CollectorActor, InferenceActor, LearnerActor, asked, connect
+from vla_rl.runtime.distributed.collector import Unreachable
+from vla_rl.runtime.distributed.learner import TABLE, Settings
+from vla_rl.runtime.seeding import rng_state
+
+log = logging.getLogger("vla_rl.distributed")
+
+START = 300.0
+"""Seconds that the learner may take to be there: it reads a checkpoint and journals first."""
+
+POLL = 0.5
+"""Seconds between two looks at the learner."""
+
+DEATHS, WITHIN = 20, 600.0
+"""Deaths of one kind within so many seconds after which the run is given up: it is not chance then."""
+
+
+def check_distributed(config: Any) -> None:
+    """Refuse what cannot be, before anything is started.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if int(config.num_collectors) < 1 or int(config.num_inference) < 0:
+        raise UserError(
+            f"num_collectors={config.num_collectors} num_inference={config.num_inference}: at least 1, and 0 or more"
+        )
+    used = {
+        "run.learner": config.run.get("learner", "inline") != "inline",
+        "teleop": (config.get("teleop") or {}).get("_target_"),
+        "schedule": (config.get("schedule") or {}).get("stages"),
+        "curriculum": (config.get("curriculum") or {}).get("rule"),
+    }
+    for setting, value in used.items():
+        if value:
+            wanted = "inline" if setting == "run.learner" else "none"
+            raise UserError(f"launcher=ray does not go with {setting}: set it to {wanted}, or launcher=local")
+
+
+def fingerprint_of(config: Any) -> dict[str, str]:
+    """Code and configuration, which learner and collectors have to share."""
+    import vla_rl
+
+    code = hashlib.sha256()
+    root = Path(vla_rl.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    text = json.dumps(OmegaConf.to_container(config, resolve=True), sort_keys=True, default=str)
+    return {
+        "version": vla_rl.__version__,
+        "code": code.hexdigest()[:12],
+        "configuration": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
+
+
+class Distributed:
+    """One run's actors.
+
+    Args:
+        trainer: of the run: its folder, its base policy and its progress; ``trainer.checkpoint()`` has been called.
+
+    Raises:
+        UserError: Ray is not there, or settings that do not fit together.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.config = trainer, trainer.config
+        launcher = self.config.launcher
+        self.ray = connect(launcher.get("address"), launcher.get("cpus"))
+        self.fingerprint = fingerprint_of(self.config)
+        self.plain: Any = OmegaConf.to_container(self.config, resolve=True)
+        self.folder = os.getcwd()
+        self.deaths: dict[str, list[float]] = {"learner": [], "collector": [], "inference": []}
+        self.learner = self._learner()
+        threads = int(self.config.run.threads or 1)
+        remote = self.ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)(InferenceActor)
+        self.inference = [
+            remote.remote(self.plain["policy"], threads, self.folder)
+            for _ in range(int(self.config.num_inference))
+        ]
+        self.collectors: list[Any] = [None] * int(self.config.num_collectors)
+        self.running: dict[Any, int] = {}
+        """Reference of ``run`` -> index of the collector."""
+        for index in range(len(self.collectors)):
+            self._collect(index)
+
+    # ---- parts ------------------------------------------------------------------------------------------
+
+    def _learner(self) -> Any:
+        config, trainer = self.config, self.trainer
+        algorithm = OmegaConf.to_container(config.algorithm, resolve=True)
+        settings = Settings(
+            algorithm=algorithm,  # type: ignore[arg-type]
+            base=trainer.algorithm.policy.base.spec,
+            env=trainer.env.env_spec,
+            rows=trainer.env.num_envs,
+            collectors=int(config.num_collectors),
+            run=str(trainer.run.path),
+            steps=int(config.run.steps),
+            fingerprint=self.fingerprint,
+            seed=int(config.run.seed),
+            threads=int(config.run.threads or 1),
+            publish=float(config.launcher.publish),
+            max_due=int(config.launcher.max_due),
+        )
+        remote = self.ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=4 + 2 * settings.collectors)(
+            LearnerActor
+        )
+        return remote.remote(settings, self.folder)
+
+    def _collect(self, index: int) -> None:
+        remote = self.ray.remote(num_cpus=0, max_concurrency=2)(CollectorActor)
+        actor = remote.remote(self.folder)
+        every = int(self.config.launcher.every)
+        reference = actor.run.remote(index, self.plain, self.learner, self.fingerprint, self.inference, every)
+        self.collectors[index] = actor
+        self.running[reference] = index
+
+    def ask(self, method: str, *arguments: Any, seconds: float = 60.0) -> Any:
+        """What the learner says; one that has died is waited for.
+
+        Raises:
+            UserError: it dies again and again, or does not come back.
+        """
+        until, gone = time.monotonic() + max(START, seconds), False
+        while True:
+            try:
+                return asked(self.ray, getattr(self.learner, method).remote(*arguments), seconds)
+            except Unreachable as error:
+                if not gone:
+                    self._died("learner", str(error))
+                gone = True
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"the learner does not come back ({error}): its last checkpoint and all frames since are kept; resume="
+                    ) from error
+                time.sleep(POLL)
+
+    def _died(self, kind: str, why: str) -> None:
+        now = time.monotonic()
+        recent = [t for t in self.deaths[kind] if now - t < WITHIN]
+        if len(recent) >= DEATHS:
+            raise UserError(
+                f"a {kind} has been lost {DEATHS} times within {WITHIN:g} s ({why}): see the messages above; out of memory?"
+            )
+        self.deaths[kind].append(now)
+        log.warning("a %s is gone (%s); another takes its place", kind, why)
+
+    def tend(self) -> None:
+        """Replace collectors that have died.
+
+        Raises:
+            UserError: what one of them refuses to go on with.
+        """
+        done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        for reference in done:
+            index = self.running.pop(reference)
+            try:
+                asked(self.ray, reference)
+            except Unreachable as error:
+                self._died("collector", str(error))
+                self._collect(index)
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in [*self.collectors, *self.inference, self.learner]:
+            if actor is not None:
+                self.ray.kill(actor)
+
+
+def learn_on_ray(trainer: Any) -> None:
+    """As ``Trainer.learn``, with ``num_collectors`` collectors; the trainer ends with the newest checkpoint.
+
+    Raises:
+        UserError: see ``Distributed``.
+    """
+    config, run = trainer.config, trainer.config.run
+    trainer.checkpoint()  # demonstrations; what the learner begins from
+    parts = Distributed(trainer)
+    progress, minutes = trainer.progress, run.minutes
+    try:
+        next_log = progress.steps + run.log_every
+        next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
+        while True:
+            status = parts.ask("status", seconds=START)
+            _follow(trainer, parts, status)
+            if progress.steps >= next_log:
+                next_log = progress.steps + run.log_every
+                trainer.run.log(progress.steps, **_values(parts, status))
+            late = minutes is not None and progress.seconds > 60 * minutes
+            if late:
+                parts.ask("stop")
+            if progress.steps >= next_checkpoint:
+                next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
+                _checkpoint(trainer, parts)
+            parts.tend()
+            if not parts.running:
+                break
+            time.sleep(POLL)
+        if not late:
+            while parts.ask("settle", 20.0):
+                _follow(trainer, parts, parts.ask("status"))
+        _follow(trainer, parts, parts.ask("status"))
+        trainer.run.log(progress.steps, **_values(parts, parts.ask("status")))
+        newest = _checkpoint(trainer, parts)
+    finally:
+        parts.close()
+    trainer.restore(newest)
+    print(
+        f"{config.num_collectors} collectors, {config.num_inference} inference workers; replaced: "
+        + ", ".join(f"{len(times)} {kind}" for kind, times in parts.deaths.items())
+    )
+
+
+def _follow(trainer: Any, parts: Distributed, status: dict[str, Any]) -> None:
+    progress = trainer.progress
+    progress.steps, progress.episodes = status["steps"], status["episodes"]
+    progress.seconds, progress.recent = status["seconds"], status["recent"]
+    trainer.algorithm.updates = status["updates"]
+    trainer.metrics = status["metrics"]
+    if trainer.on_progress is not None:
+        trainer.on_progress(progress, trainer.metrics)
+
+
+def _values(parts: Distributed, status: dict[str, Any]) -> dict[str, Any]:
+    values = {"seconds": status["seconds"], "episodes": status["episodes"], "due": status["due"]}
+    if status["recent"]:
+        values["success"] = sum(status["recent"]) / len(status["recent"])
+    values |= {f"collected_{i}": steps for i, steps in enumerate(status["collected"])}
+    values |= {f"lost_{kind}": len(times) for kind, times in parts.deaths.items()}
+    return values | status["metrics"]
+
+
+def _checkpoint(trainer: Any, parts: Distributed) -> Path:
+    """The learner's state and the counts that go with it, in one rename."""
+    folder = trainer.run
+
+    def write(path: Path) -> None:
+        said = parts.ask("save", str((path / "algorithm").resolve()), seconds=START)
+        trainer.progress.steps = said["steps"]
+        for name, value in said["tally"].items():
+            setattr(trainer.progress, name, value)
+        state = {
+            "progress": trainer.progress.__dict__,
+            "episodes_started": said["tally"]["episodes"],
+            "rng": rng_state(),
+            TABLE: said[TABLE],
+        }
+        (path / "trainer.json").write_text(json.dumps(state))
+
+    return folder.save_checkpoint(
+        trainer.progress.steps, write, keep=int(trainer.config.run.keep_checkpoints)
+    )
