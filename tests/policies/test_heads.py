@@ -70,6 +70,20 @@ def test_deterministic_keeps_the_sampler_that_was_trained_without_its_floor(poli
     assert torch.equal(ends(0, eta=0.0), ends(0, eval_eta=0.0)), "None is what eta is"
 
 
+def test_conditions_of_short_and_long_sentences_have_one_shape(policy):
+    """Decisions of different moments, each with its own task, are learned from in one batch."""
+    short, long = (
+        policy.encode(observe(2, task=task), policy.initial_state(2))[0]
+        for task in ("lift", "push the cube to the goal, and then a long way back to where it was")
+    )
+    both = torch.cat([short, long])
+    ours = Denoised(policy, eval_eta=0.0)
+    noise = torch.randn(4, *policy.head.shape)
+    together = ours.sample(both, noise, deterministic=True)["x"]
+    alone = ours.sample(long, noise[2:], deterministic=True)["x"]
+    torch.testing.assert_close(together[2:], alone, atol=1e-4, rtol=1e-4)
+
+
 def test_probabilities_of_the_chain_can_be_computed_again(policy):
     ours = Denoised(policy, trained=2, executed=3)
     torch.manual_seed(0)

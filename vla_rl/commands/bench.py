@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | sync [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -16,6 +16,7 @@ usage: vla-rl bench collector [key=value ...]
   critic      pairs of pictures judged per second against transformers' generate() per pair, equal answers
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
   filtering   clones of a data set with bad episodes in it, against clones of what a critic leaves of it
+  sync        bytes per update that bring a VLA's weights to whoever acts with them, against all of its weights
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
@@ -44,6 +45,7 @@ BENCHES = {
     "critic": "vla_rl.bench.critic",
     "vlac": "vla_rl.bench.vlac",
     "filtering": "vla_rl.bench.filtering",
+    "sync": "vla_rl.bench.sync",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",

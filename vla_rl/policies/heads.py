@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vla_rl.errors import UserError
 from vla_rl.policies.denoising import Chain, of_flow, of_scheduler
@@ -180,7 +181,7 @@ class FlowHead:
         return of_flow(steps or (config.num_steps if self._smol else config.num_inference_steps), "noise")
 
     def encode(self, batch: dict[str, Any]) -> TensorDict:
-        """``keys``, ``values`` [B, layers, heads, P, D] of the prefix, ``mask`` [B, P], and pi0's ``state``."""
+        """``keys``, ``values`` [B, layers, heads, P, D] of the prefix, ``mask`` [B, P], and pi0's ``state``; P is always the same."""
         model, network = self.model, self.network
         tokens = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
         prepare = model.prepare_images if self._smol else model._preprocess_images
@@ -191,10 +192,12 @@ class FlowHead:
         )
         cache = self._prefix(embedded, mask, attention)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
+        # Sentences are tokenized as long as the longest beside them; decisions of different moments share a batch later.
+        room = max(0, self.model.config.tokenizer_max_length - tokens[0].shape[1])
         condition = {
-            "keys": torch.stack([keys for keys, _ in layers], 1),
-            "values": torch.stack([values for _, values in layers], 1),
-            "mask": mask,
+            "keys": functional.pad(torch.stack([keys for keys, _ in layers], 1), (0, 0, 0, room)),
+            "values": functional.pad(torch.stack([values for _, values in layers], 1), (0, 0, 0, room)),
+            "mask": functional.pad(mask, (0, room)),
         }
         if self._state:
             condition |= parts

@@ -63,16 +63,20 @@ def words(base, root, **more):
     return [f"{key}={value}" for key, value in (settings | more).items()]
 
 
+def words_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def kill_in_turn(over, lost):
     """kill -9 a collector, the inference worker and the learner, one after the other, a few seconds apart."""
     for name in ("CollectorActor", "InferenceActor", "LearnerActor"):
         until = time.monotonic() + 120
         while not over.is_set() and time.monotonic() < until:
-            mine = [
-                p
-                for p in psutil.process_iter(["cmdline"])
-                if f"ray::{name}" in " ".join(p.info["cmdline"] or [])
-            ]
+            here = psutil.Process().children(recursive=True)
+            mine = [p for p in here if f"ray::{name}" in words_of(p)]
             if mine and lost["steps"]() > 150:
                 os.kill(mine[0].pid, signal.SIGKILL)
                 lost["killed"].append(name)

@@ -18,8 +18,8 @@ ANSWER = 60.0
 """Seconds that one call may take."""
 
 
-def connect(address: str | None, cpus: int | None = None) -> Any:
-    """Ray, started here or joined at ``address``.
+def connect(address: str | None, cpus: int | None = None) -> tuple[Any, bool]:
+    """Ray, started here or joined at ``address``, and whether it has to be shut down afterwards.
 
     Args:
         address: of a cluster (``auto``, ``ray://HOST:10001``); None = one of this machine's own, for this run.
@@ -35,7 +35,7 @@ def connect(address: str | None, cpus: int | None = None) -> Any:
         raise UserError(f"launcher=ray needs Ray (pip install ray); {local}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
-        return ray
+        return ray, False
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus} if address is None else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **options)
@@ -44,7 +44,7 @@ def connect(address: str | None, cpus: int | None = None) -> Any:
         raise UserError(
             f"launcher.address={address}: Ray is not reachable ({text[0] if text else type(error).__name__}); {local}"
         ) from error
-    return ray
+    return ray, True
 
 
 def asked(ray: Any, reference: Any, seconds: float = ANSWER) -> Any:

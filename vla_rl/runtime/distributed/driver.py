@@ -84,7 +84,7 @@ class Distributed:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.config = trainer, trainer.config
         launcher = self.config.launcher
-        self.ray = connect(launcher.get("address"), launcher.get("cpus"))
+        self.ray, self.started = connect(launcher.get("address"), launcher.get("cpus"))
         self.fingerprint = fingerprint_of(self.config)
         self.plain: Any = OmegaConf.to_container(self.config, resolve=True)
         self.folder = os.getcwd()
@@ -180,10 +180,12 @@ class Distributed:
                 self._collect(index)
 
     def close(self) -> None:
-        """End all actors."""
+        """End all actors, and Ray if it was started here."""
         for actor in [*self.collectors, *self.inference, self.learner]:
             if actor is not None:
                 self.ray.kill(actor)
+        if self.started:
+            self.ray.shutdown()
 
 
 def learn_on_ray(trainer: Any) -> None:
