@@ -22,6 +22,7 @@ TITLES = {
     "gaussian_ppo": "Gaussian PPO",
     "true_reward": "true reward",
     "critic": "critic, guarded",
+    "critic_near": "critic that has seen misses, guarded",
     "unguarded": "critic, unguarded",
 }
 AT_STEPS = (30_000, 60_000, 120_000, 250_000)

@@ -141,7 +141,7 @@ class CriticTrainer:
             "describes": self.config.describe_weight > 0,
             "threshold": threshold,
             "tasks": self.draws.tasks,
-            "settings": asdict(self.config),
+            "settings": asdict(self.config) | {"start": Path(self.config.start).name},
         }
 
     def resume(self) -> bool:
