@@ -23,7 +23,7 @@ from vla_rl.runtime.distributed.actors import connect
 from vla_rl.runtime.distributed.driver import check_distributed, fingerprint_of
 from vla_rl.runtime.run_folder import RunFolder
 
-GOAL = 1200
+GOAL = 900
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def words(base, root, **more):
         "run.name": "ray",
         "run.steps": GOAL,
         "run.final_episodes": 2,
-        "run.checkpoint_every": 400,
-        "run.log_every": 100,
+        "run.checkpoint_every": 300,
+        "run.log_every": 50,
         "launcher": "ray",
         "launcher.every": 5,
         "num_collectors": 2,
@@ -77,12 +77,12 @@ def kill_in_turn(over, lost):
         while not over.is_set() and time.monotonic() < until:
             here = psutil.Process().children(recursive=True)
             mine = [p for p in here if f"ray::{name}" in words_of(p)]
-            if mine and lost["steps"]() > 150:
+            if mine and lost["steps"]() > 100:
                 os.kill(mine[0].pid, signal.SIGKILL)
                 lost["killed"].append(name)
                 break
             time.sleep(0.3)
-        over.wait(6)
+        over.wait(3)
 
 
 def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, tmp_path):
