@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def load_policy_folder(folder: Path, config: Any) -> tuple[Any, Any, Any]:
     if built_on and inside(folder):
         overrides["tokenizer_processor"] = {"tokenizer_name": built_on}
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
+        with contextlib.redirect_stdout(io.StringIO()), _quiet():  # LeRobot prints where it loads from
             model = get_policy_class(config.type).from_pretrained(str(folder), config=config)
     except Exception as error:  # shapes, imports and JSON alike
         raise UserError(
@@ -160,6 +161,22 @@ def load_policy_folder(folder: Path, config: Any) -> tuple[Any, Any, Any]:
         ) from error
     model.eval().requires_grad_(False)
     return model, before, after
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports: parts of a tower that a policy has no use for are no news."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_covered(model: Any, stored: set[str], folder: Path) -> None:
