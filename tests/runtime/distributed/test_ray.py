@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "policies"))
 
@@ -20,7 +22,7 @@ from vla_rl.config import compose
 from vla_rl.errors import UserError
 from vla_rl.runtime.distributed import actors
 from vla_rl.runtime.distributed.actors import connect
-from vla_rl.runtime.distributed.driver import check_distributed, fingerprint_of
+from vla_rl.runtime.distributed.driver import begin_from, check_distributed, fingerprint_of
 from vla_rl.runtime.run_folder import RunFolder
 
 GOAL = 900
@@ -110,7 +112,6 @@ def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, 
     last = json.loads(metrics.read_text().splitlines()[-1])
     assert last["lost_learner"] >= 1 and last["lost_collector"] >= 1 and last["due"] == 0
     assert (folder / "report.json").is_file()
-    # Without Ray it goes on from there, in the rows of both collectors.
     more = compose("train", words(base, tmp_path))
     assert (
         fingerprint_of(more)["configuration"]
@@ -138,3 +139,40 @@ def test_an_address_where_nobody_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="needs Ray"):
         actors.connect(None)
+
+
+def test_a_run_goes_on_from_what_its_learner_left(tmp_path):
+    """Its checkpoint is not written anew, because it says which batches it has; any other makes them void."""
+
+    class Trained:
+        config = OmegaConf.create({"num_collectors": 2})
+        algorithm = SimpleNamespace(acting_modules=dict)
+
+        def __init__(self, run):
+            self.run, self.written = run, 0
+
+        def checkpoint(self):
+            self.written += 1
+
+    def left(path, state):
+        run = RunFolder.create(tmp_path, path, "a: 1\n")
+        (run.path / "batches").mkdir()
+        (run.path / "batches" / "000000000-1.journal").write_bytes(b"")
+        run.save_checkpoint(
+            10, lambda folder: (folder / "trainer.json").write_text(json.dumps(state)) and None
+        )
+        return Trained(run)
+
+    ours = left("ours", {"distributed": [{}, {}]})
+    begin_from(ours)
+    assert not ours.written and list((ours.run.path / "batches").iterdir())
+    local = left("local", {})
+    begin_from(local)
+    assert local.written == 1 and not (local.run.path / "batches").exists()
+    with pytest.raises(UserError, match="begun with num_collectors=3"):
+        begin_from(left("three", {"distributed": [{}, {}, {}]}))
+    local.algorithm = SimpleNamespace()
+    with pytest.raises(UserError, match="learns only where it acts"):
+        begin_from(local)
+    for trained in (ours, local):
+        trained.run.close()

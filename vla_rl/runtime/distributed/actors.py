@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ def connect(address: str | None, cpus: int | None = None) -> tuple[Any, bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return ray, False
+    if address not in (None, "auto"):
+        host, _, port = str(address).removeprefix("ray://").rpartition(":")
+        try:  # Ray itself would try for a minute
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+        except (OSError, ValueError) as error:
+            raise UserError(f"launcher.address={address}: nobody answers there ({error}); {local}") from error
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus} if address is None else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **options)
@@ -52,6 +59,7 @@ def asked(ray: Any, reference: Any, seconds: float = ANSWER) -> Any:
 
     Raises:
         Unreachable: the actor has died, or does not answer; it may be started again.
+        UserError: it cannot be started at all.
         Exception: as raised in the actor.
     """
     try:
@@ -59,6 +67,9 @@ def asked(ray: Any, reference: Any, seconds: float = ANSWER) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        if "creation task" in str(error):  # its constructor failed, and would fail again
+            lines = [line for line in str(error).strip().splitlines() if line.strip()]
+            raise UserError(f"a part of the run does not start: {lines[-1].strip()}") from error
         raise Unreachable(type(error).__name__) from error
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from vla_rl.errors import UserError
 from vla_rl.runtime.distributed.actors import CollectorActor, InferenceActor, LearnerActor, asked, connect
 from vla_rl.runtime.distributed.collector import Unreachable
-from vla_rl.runtime.distributed.learner import TABLE, Settings
+from vla_rl.runtime.distributed.learner import BATCHES, TABLE, Settings
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
@@ -75,7 +76,7 @@ class Distributed:
     """One run's actors.
 
     Args:
-        trainer: of the run: its folder, its base policy and its progress; ``trainer.checkpoint()`` has been called.
+        trainer: of the run: its folder, its base policy and its progress; see ``begin_from``.
 
     Raises:
         UserError: Ray is not there, or settings that do not fit together.
@@ -188,6 +189,29 @@ class Distributed:
             self.ray.shutdown()
 
 
+def begin_from(trainer: Any) -> None:
+    """Make the newest checkpoint one that the learner can begin from: with the demonstrations, or as a learner left it.
+
+    A checkpoint of a learner says which of the journalled batches it has; any other knows none of them.
+
+    Raises:
+        UserError: an algorithm that learns only where it acts, or another number of collectors than before.
+    """
+    if not hasattr(trainer.algorithm, "acting_modules"):
+        raise UserError(
+            f"launcher=ray: {type(trainer.algorithm).__name__} learns only where it acts; set launcher=local"
+        )
+    newest = trainer.run.latest_checkpoint()
+    table = json.loads((newest / "trainer.json").read_text()).get(TABLE) if newest else None
+    if table is None:
+        shutil.rmtree(trainer.run.path / BATCHES, ignore_errors=True)
+        trainer.checkpoint()
+    elif len(table) != int(trainer.config.num_collectors):
+        raise UserError(
+            f"the run was begun with num_collectors={len(table)}, whose rows its replay has: continue with as many"
+        )
+
+
 def learn_on_ray(trainer: Any) -> None:
     """As ``Trainer.learn``, with ``num_collectors`` collectors; the trainer ends with the newest checkpoint.
 
@@ -195,7 +219,7 @@ def learn_on_ray(trainer: Any) -> None:
         UserError: see ``Distributed``.
     """
     config, run = trainer.config, trainer.config.run
-    trainer.checkpoint()  # demonstrations; what the learner begins from
+    begin_from(trainer)
     parts = Distributed(trainer)
     progress, minutes = trainer.progress, run.minutes
     try:

@@ -37,6 +37,9 @@ JOURNALS = 3
 WINDOW = 100
 """Episodes in the moving training success."""
 
+BATCHES = "batches"
+"""Folder of the journals in a run's folder."""
+
 TABLE = "distributed"
 """Key of ``trainer.json`` under which a checkpoint keeps who has sent what."""
 
@@ -140,7 +143,7 @@ class DistributedLearner:
         self.stopping = False
         self.failure: Exception | None = None
         self.journal: Journal | None = None
-        self.folder = Path(settings.run) / "journal"
+        self.folder = Path(settings.run) / BATCHES
         self._updates_of: dict[int, int] = {}
         self._restore()
         # A learner that was started again must not reuse the numbers of the one before it.
