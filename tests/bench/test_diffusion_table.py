@@ -1,0 +1,49 @@
+"""The diffusion table: success at equal steps comes from what runs have logged, and says what is missing."""
+
+import json
+
+from vla_rl.bench.diffusion_table import AT_STEPS, page, while_training
+from vla_rl.config import compose
+
+
+def logged(folder, rows):
+    folder.mkdir()
+    lines = [
+        json.dumps({"step": step} | ({"success": success} if success is not None else {}))
+        for step, success in rows
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_success_is_the_newest_before_each_step_that_was_reached(tmp_path):
+    run = logged(tmp_path / "run", [(500, None), (1000, 0.1), (29_000, 0.4), (31_000, 0.5), (60_000, 0.8)])
+    assert while_training(run) == {"30000": 0.4, "60000": 0.8}
+    assert while_training(logged(tmp_path / "short", [(500, None)])) == {}
+    late = logged(tmp_path / "late", [(40_000, 0.3), (70_000, 0.6)])
+    assert while_training(late) == {"60000": 0.3}
+
+
+def test_the_page_compares_columns_at_equal_steps(tmp_path):
+    result = {
+        "successes": 90,
+        "episodes": 100,
+        "rate": 0.9,
+        "train_seconds": 60.0,
+        "env_steps": 60_000,
+        "train_episodes": 500,
+    }
+    tasks = {
+        "window_open": {
+            "dsrl": {
+                "0": result | {"training_success": {"60000": 0.9}},
+                "1": result | {"training_success": {"60000": 0.7}},
+            },
+            "dppo": {"0": result | {"training_success": {"60000": 0.5, "250000": 0.95}}, "1": result},
+        }
+    }
+    text = page(tasks, compose("bench_diffusion", [f"out={tmp_path}"]))
+    assert "| window_open, 60000 | 50 % (1) | - | 80 % (2) | - |" in text
+    assert "| window_open, 250000 | 95 % (1) | - | - | - |" in text
+    assert f"window_open, {AT_STEPS[0]}" not in text
+    assert "equal environment steps" not in page({}, compose("bench_diffusion", [f"out={tmp_path}"]))
