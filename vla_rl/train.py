@@ -43,13 +43,22 @@ def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
     """The algorithm of a configuration, around its base policy, for the rows of all its collectors."""
     candidates = int(config.algorithm.get("candidates", 1) or 1)
     base = load_base(config.policy, candidates=candidates)
-    rows = env.num_envs * (int(config.num_collectors) if distributed(config) else 1)
+    rows = env.num_envs * (int(config.get("num_collectors") or 1) if distributed(config) else 1)
     return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
 
 
 def distributed(config: Any) -> bool:
-    """Whether ``launcher=ray``."""
-    return (config.get("launcher") or {}).get("kind", "local") == "ray"
+    """Whether ``launcher=ray``.
+
+    Raises:
+        UserError: a name where there are only single settings left.
+    """
+    launcher = config.get("launcher") or {}
+    if isinstance(launcher, str):
+        raise UserError(
+            f"launcher={launcher}: a run that is resumed has single settings: launcher.kind={launcher}"
+        )
+    return launcher.get("kind", "local") == "ray"
 
 
 def in_own_process(algorithm: Any, config: Any, env: VlaVectorEnv, run: RunFolder) -> RemoteLearner:

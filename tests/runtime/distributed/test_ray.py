@@ -24,6 +24,7 @@ from vla_rl.runtime.distributed import actors
 from vla_rl.runtime.distributed.actors import connect
 from vla_rl.runtime.distributed.driver import begin_from, check_distributed, fingerprint_of
 from vla_rl.runtime.run_folder import RunFolder
+from vla_rl.train import distributed
 
 GOAL = 900
 
@@ -128,6 +129,16 @@ def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path
     ):
         with pytest.raises(UserError, match=match):
             check_distributed(compose("train", words(base, tmp_path, **{setting: value})))
+
+
+def test_a_run_that_is_resumed_has_single_settings():
+    config = OmegaConf.create({"launcher": "ray"})
+    with pytest.raises(UserError, match="launcher.kind=ray"):
+        distributed(config)
+    old = OmegaConf.create({"launcher": {"kind": "ray"}, "run": {}})
+    assert distributed(old) and not distributed(OmegaConf.create({}))
+    with pytest.raises(UserError, match="num_collectors=None"):
+        check_distributed(old)
 
 
 def test_an_address_where_nobody_is(monkeypatch):

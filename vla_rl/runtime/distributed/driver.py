@@ -24,6 +24,9 @@ from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
 
+LAUNCHER: dict[str, Any] = {"address": None, "cpus": None, "every": 10, "publish": 1.0, "max_due": 2000}
+"""Of a run that was begun without Ray (``configs/launcher/ray.yaml``)."""
+
 START = 300.0
 """Seconds that the learner may take to be there: it reads a checkpoint and journals first."""
 
@@ -40,10 +43,9 @@ def check_distributed(config: Any) -> None:
     Raises:
         UserError: naming the setting.
     """
-    if int(config.num_collectors) < 1 or int(config.num_inference) < 0:
-        raise UserError(
-            f"num_collectors={config.num_collectors} num_inference={config.num_inference}: at least 1, and 0 or more"
-        )
+    collectors, inference = config.get("num_collectors"), config.get("num_inference") or 0
+    if not collectors or int(collectors) < 1 or int(inference) < 0:
+        raise UserError(f"num_collectors={collectors} num_inference={inference}: at least 1, and 0 or more")
     used = {
         "run.learner": config.run.get("learner", "inline") != "inline",
         "teleop": (config.get("teleop") or {}).get("_target_"),
@@ -84,8 +86,8 @@ class Distributed:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.config = trainer, trainer.config
-        launcher = self.config.launcher
-        self.ray, self.started = connect(launcher.get("address"), launcher.get("cpus"))
+        self.launcher = launcher = LAUNCHER | dict(self.config.launcher)
+        self.ray, self.started = connect(launcher["address"], launcher["cpus"])
         self.fingerprint = fingerprint_of(self.config)
         self.plain: Any = OmegaConf.to_container(self.config, resolve=True)
         self.folder = os.getcwd()
@@ -95,7 +97,7 @@ class Distributed:
         remote = self.ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=64)(InferenceActor)
         self.inference = [
             remote.remote(self.plain["policy"], threads, self.folder)
-            for _ in range(int(self.config.num_inference))
+            for _ in range(int(self.config.get("num_inference") or 0))
         ]
         self.collectors: list[Any] = [None] * int(self.config.num_collectors)
         self.running: dict[Any, int] = {}
@@ -119,8 +121,8 @@ class Distributed:
             fingerprint=self.fingerprint,
             seed=int(config.run.seed),
             threads=int(config.run.threads or 1),
-            publish=float(config.launcher.publish),
-            max_due=int(config.launcher.max_due),
+            publish=float(self.launcher["publish"]),
+            max_due=int(self.launcher["max_due"]),
         )
         remote = self.ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=4 + 2 * settings.collectors)(
             LearnerActor
@@ -130,7 +132,7 @@ class Distributed:
     def _collect(self, index: int) -> None:
         remote = self.ray.remote(num_cpus=0, max_concurrency=2)(CollectorActor)
         actor = remote.remote(self.folder)
-        every = int(self.config.launcher.every)
+        every = int(self.launcher["every"])
         reference = actor.run.remote(index, self.plain, self.learner, self.fingerprint, self.inference, every)
         self.collectors[index] = actor
         self.running[reference] = index
@@ -251,7 +253,7 @@ def learn_on_ray(trainer: Any) -> None:
         parts.close()
     trainer.restore(newest)
     print(
-        f"{config.num_collectors} collectors, {config.num_inference} inference workers; replaced: "
+        f"{config.num_collectors} collectors, {config.get('num_inference') or 0} inference workers; replaced: "
         + ", ".join(f"{len(times)} {kind}" for kind, times in parts.deaths.items())
     )
 
