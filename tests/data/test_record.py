@@ -541,3 +541,14 @@ def test_undone_steps_stay_undone_after_a_crash(tmp_path: Path) -> None:
     for t in range(kept.length):
         assert torch.allclose(kept.data[STATE][t], position, atol=1e-6)
         position += kept.data[ACTION][t]
+
+
+def test_a_policys_folder_is_enough_to_name_it():
+    """The default of ``record`` is the expert, who has no folder."""
+    from vla_rl.commands.record import with_policy
+    from vla_rl.config import compose
+
+    config = compose("record", with_policy(["policy.path=runs/mine", "out=data/x"]))
+    assert config.policy.path == "runs/mine" and not config.policy.get("_target_")
+    assert with_policy(["policy=specialists", "policy.path=x"]) == ["policy=specialists", "policy.path=x"]
+    assert compose("record", with_policy(["out=data/x"])).policy._target_

@@ -3,7 +3,7 @@
 usage: vla-rl record env=... policy=expert episodes=N out=DIR [seed=S] [only_success=true]
 
   policy=expert policy.noise=0.1     the scripted expert, with human-like wandering
-  policy=lerobot policy.path=DIR     any LeRobot policy
+  policy.path=DIR                    any LeRobot policy, or a run folder
   episodes=60 seed=50000             episode i begins from seed + i
   out=data/table                     a LeRobotDataset v3; the same command again continues an interrupted one
 
@@ -27,7 +27,7 @@ def run(overrides: list[str]) -> int:
     from vla_rl.policies.load import load_policy, load_teleoperator
     from vla_rl.runtime.threads import set_threads
 
-    config = compose("record", overrides)
+    config = compose("record", with_policy(overrides))
     if not config.get("out") or config.out == "???":
         raise UserError("out is not set: out=DIR names the dataset folder")
     set_threads(config.threads)
@@ -53,3 +53,10 @@ def run(overrides: list[str]) -> int:
     print(", ".join(f"{key} {value}" for key, value in summary.items()))
     print(f"wrote {config.out}")
     return 0
+
+
+def with_policy(overrides: list[str]) -> list[str]:
+    """``policy.path=`` alone means ``policy=lerobot``: the expert, whom ``record`` takes otherwise, has none."""
+    named = any(o.startswith("policy=") for o in overrides)
+    folder = any(o.startswith("policy.path=") for o in overrides)
+    return ["policy=lerobot", *overrides] if folder and not named else overrides
