@@ -23,7 +23,7 @@ def test_every_task_has_a_sentence_of_its_own_and_an_expert():
 
     assert set(INSTRUCTIONS) == set(ALL_V3_ENVIRONMENTS) and len(set(INSTRUCTIONS.values())) == 50
     env = make(ADAPTER, "reach-v3", 1, 0)
-    env._ids = list(INSTRUCTIONS)
+    env._own = list(INSTRUCTIONS)
     expert = MetaWorldExpert(env)
     observation, _ = env.reset(seed=0)
     state = observation[ENV_STATE].expand(50, -1)
