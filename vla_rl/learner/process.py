@@ -163,3 +163,11 @@ def weights(learner: Any) -> dict[str, Tensor]:
         for name, module in learner.acting_modules().items()
         for key, value in module.state_dict().items()
     }
+
+
+def load_weights(learner: Any, tensors: dict[str, Tensor]) -> None:
+    """Put what ``weights`` gave into the networks of another that acts."""
+    for name, module in learner.acting_modules().items():
+        module.load_state_dict(
+            {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
+        )

@@ -24,6 +24,7 @@ from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.learner.link import LearnerLink
 from vla_rl.learner.messages import flatten, pack, unflatten
+from vla_rl.learner.process import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +142,7 @@ class RemoteLearner:
         if message is None:
             return {}
         tensors, fields = message
-        for name, module in self.local.acting_modules().items():
-            module.load_state_dict(
-                {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
-            )
+        load_weights(self.local, tensors)
         self.updates, self.behind = fields["updates"], fields["due"]
         values = fields["metrics"] | {
             "behind": float(self.behind),

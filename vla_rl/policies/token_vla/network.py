@@ -91,11 +91,27 @@ class TokenNetwork(nn.Module):
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.vlm.get_input_embeddings()(tokens + self.first_word)
 
+    def _hidden(self, embedded: Tensor, there: Tensor) -> Tensor:
+        """[B, N, D] of the language model on ``embedded`` [B, N, D], of which those ``there`` [B, N] are."""
+        return self.language(
+            inputs_embeds=embedded,
+            attention_mask=there.long(),
+            position_ids=_positions(there),
+            use_cache=False,
+        ).last_hidden_state
+
     def _scores(self, hidden: Tensor) -> Tensor:
         """Logits of the action words alone: the rest of the vocabulary is never multiplied out."""
+        return self._scored(hidden, slice(self.first_word, None))
+
+    def _text_scores(self, hidden: Tensor) -> Tensor:
+        """Logits of all other words."""
+        return self._scored(hidden, slice(self.first_word))
+
+    def _scored(self, hidden: Tensor, words: slice) -> Tensor:
         head = self.vlm.get_output_embeddings()
-        bias = head.bias[self.first_word :] if head.bias is not None else None
-        return functional.linear(hidden, head.weight[self.first_word :], bias).float()
+        bias = head.bias[words] if head.bias is not None else None
+        return functional.linear(hidden, head.weight[words], bias).float()
 
     def logits(self, condition: TensorDict, tokens: Tensor) -> Tensor:
         """[B, N, bins] of each of ``tokens`` [B, N] given those before it, in one pass."""
@@ -103,12 +119,7 @@ class TokenNetwork(nn.Module):
         count = tokens.shape[1]
         embedded = torch.cat([prefix, self._embedded(tokens[:, :-1]).to(prefix)], 1)
         mask = torch.cat([there, there.new_ones(len(there), count - 1)], 1)
-        hidden = self.language(
-            inputs_embeds=embedded,
-            attention_mask=mask.long(),
-            position_ids=_positions(mask),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self._hidden(embedded, mask)
         return self._scores(hidden[:, -count:])
 
     def answer(self, seen: Tensor, words: Tensor, mask: Tensor, before: Any = None) -> Tensor:
@@ -147,18 +158,8 @@ class TokenNetwork(nn.Module):
         """
         embedded = torch.cat([seen, self.vlm.get_input_embeddings()(words).to(seen)], 1)
         there = torch.cat([mask.new_ones(seen.shape[:2]), mask], 1)
-        hidden = self.language(
-            inputs_embeds=embedded,
-            attention_mask=there.long(),
-            position_ids=_positions(there),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self._hidden(embedded, there)
         return self._text_scores(hidden[:, seen.shape[1] - 1 : -1])
-
-    def _text_scores(self, hidden: Tensor) -> Tensor:
-        head = self.vlm.get_output_embeddings()
-        bias = head.bias[: self.first_word] if head.bias is not None else None
-        return functional.linear(hidden, head.weight[: self.first_word], bias).float()
 
     @torch.no_grad()
     def say(self, seen: Tensor, words: Tensor, end: int, most: int) -> list[int]:

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import flatten, pack
-from vla_rl.learner.process import weights
+from vla_rl.learner.process import load_weights, weights
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.runtime.distributed.history import Followed
-
-SPACING = 10_000_000
-"""Seeds of one run's episodes (``vla_rl.train.TRAIN_SEEDS``)."""
+from vla_rl.train import TRAIN_SEEDS
 
 LIFE = 20_000
 """Episodes of one generation of a collector, before its scenes come again."""
@@ -137,8 +135,8 @@ class DistributedCollector:
         return collector.steps
 
     def _scene(self, episode: int, row: int) -> int:
-        number = ((self.generation * LIFE + episode) * self.places + self.index) % SPACING
-        return SPACING * (1 + self.seed) + number
+        number = ((self.generation * LIFE + episode) * self.places + self.index) % TRAIN_SEEDS
+        return TRAIN_SEEDS * (1 + self.seed) + number
 
     def _keep(self, frames: TensorDict, rows: Tensor) -> None:
         self._batch.append((frames.clone(), rows.clone()))
@@ -168,14 +166,7 @@ class DistributedCollector:
 
     def _update(self) -> None:
         if self.followed.catch_up():
-            modules = self.algorithm.acting_modules()
-            for name, module in modules.items():
-                own = {
-                    k[len(name) + 1 :]: v
-                    for k, v in self.followed.weights.items()
-                    if k.startswith(name + ".")
-                }
-                module.load_state_dict(own)
+            load_weights(self.algorithm, self.followed.weights)
 
     def _ask(self, version: int) -> list[bytes]:
         return self._until(lambda: self.learner.weights_since(version))

@@ -246,8 +246,9 @@ def learn_on_ray(trainer: Any) -> None:
         if not late:
             while parts.ask("settle", 20.0):
                 _follow(trainer, parts, parts.ask("status"))
-        _follow(trainer, parts, parts.ask("status"))
-        trainer.run.log(progress.steps, **_values(parts, parts.ask("status")))
+        status = parts.ask("status")
+        _follow(trainer, parts, status)
+        trainer.run.log(progress.steps, **_values(parts, status))
         newest = _checkpoint(trainer, parts)
     finally:
         parts.close()

@@ -27,15 +27,13 @@ from vla_rl.learner.process import Absent, weights
 from vla_rl.policies.base import PolicySpec
 from vla_rl.runtime.distributed.history import Published
 from vla_rl.runtime.run_folder import RunFolder
+from vla_rl.train import WINDOW
 
 BURST = 8
 """Updates between two looks at who else wants the learner."""
 
 JOURNALS = 3
 """Kept: of the newest checkpoint and of those that a broken one falls back on."""
-
-WINDOW = 100
-"""Episodes in the moving training success."""
 
 BATCHES = "batches"
 """Folder of the journals in a run's folder."""
