@@ -1,7 +1,8 @@
 """robosuite 1.4.1 tasks with a Panda under robomimic's operational-space control, and lazy lean cameras.
 
 ``RobosuiteEnv.step`` runs robosuite's control law and MuJoCo's own physics steps, without the observables that
-stock robosuite refreshes at each of the 25 physics steps and without evaluating the dynamics three times in each.
+stock robosuite refreshes at each of the 25 physics steps and without evaluating all of the dynamics three times in each
+(``sim.robosuite_control``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from sim.base import Ending
-from sim.robosuite_control import PandaControl
 from sim.seeding import global_seed
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -32,6 +32,10 @@ TASKS = {
     "Stack": ("Stack", "stack the red cube on the green cube", 250),
     "Door": ("Door", "open the door", 300),
 }
+
+
+OWN = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+"""robosuite's observables that make up ``observation.state``."""
 
 
 class RobosuiteEnv:
@@ -76,13 +80,13 @@ class RobosuiteEnv:
             raise UserError("env.max_episode_steps and env.control_freq need at least 1")
         importlib.import_module("sim.rendering").setup_mujoco()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-        import mujoco
         import robosuite
 
         from sim.mujoco_camera import LeanCameras
+        from sim.robosuite_control import PandaControl
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # robosuite lowers it on import
-        self._mujoco = mujoco
+        self._control = PandaControl
         with global_seed(0):  # the model's own random sizes, the same in every process
             self.env: Any = robosuite.make(
                 stock,
@@ -101,9 +105,10 @@ class RobosuiteEnv:
         sim = self.env.sim
         self.model, self.data = sim.model._model, sim.data._data
         self.substeps = int(self.env.control_timestep / self.env.model_timestep)
-        self.control = PandaControl(self.env)
+        self.control = self._control(self.env)
         self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,), zoom=zoom)
         self.ending = Ending(limit, after_success)
+        self._find_sensors()
         self.spec = EnvSpec(
             id=name,
             state_dim=9,
@@ -132,19 +137,13 @@ class RobosuiteEnv:
         """Begin the episode of ``seed`` (None: a random one)."""
         with global_seed(int(np.random.randint(2**31)) if seed is None else int(seed)):
             self.env.reset()
-        self.control = PandaControl(self.env)
+        self.control = self._control(self.env)
         self.ending.begin()
         return self._observe(), self.instruction
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, bool]:
         """One control step."""
-        action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        model, data, control = self.model, self.data, self.control
-        for i in range(self.substeps):
-            self._mujoco.mj_step1(model, data)
-            control.apply(action, new=i == 0)
-            self._mujoco.mj_step2(model, data)
-        self._mujoco.mj_forward(model, data)
+        self.control.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0), self.substeps)
         success = bool(self.env._check_success())
         return (self._observe(), *self.ending.step(success))
 
@@ -158,6 +157,15 @@ class RobosuiteEnv:
         self.env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
-        values = self.env._get_observations(force_update=True)
-        state = np.concatenate([values[f"robot0_{k}"] for k in ("eef_pos", "eef_quat", "gripper_qpos")])
-        return {STATE: state.astype(np.float32), ENV_STATE: values["object-state"].astype(np.float32)}
+        values: dict[str, np.ndarray] = {}  # sensors read those before them here
+        for name, sensor in self._sensors:
+            values[name] = np.array(sensor(values))
+        state = np.concatenate([values[name] for name in OWN])
+        objects = np.concatenate([np.atleast_1d(values[name]) for name in self._objects])
+        return {STATE: state.astype(np.float32), ENV_STATE: objects.astype(np.float32)}
+
+    def _find_sensors(self) -> None:
+        """Those observables, of twice as many, that an observation needs."""
+        observables = self.env._observables
+        self._objects = [n for n, o in observables.items() if o.modality == "object" and o.is_active()]
+        self._sensors = [(n, o._sensor) for n, o in observables.items() if n in OWN or n in self._objects]

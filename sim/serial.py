@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -132,9 +133,16 @@ class BatchedEnv(VlaVectorEnv):
 
 
 class SerialVectorEnv(BatchedEnv):
-    """Every row in this process; for debugging and for fast simulators."""
+    """Every row in this process; for debugging, for fast simulators, and for those that step without Python's lock.
 
-    def __init__(self, adapter: str, rows: list[str], kwargs: dict[str, Any]) -> None:
+    Args:
+        adapter: see ``sim.vector.make``.
+        rows: task of each row.
+        kwargs: for the adapter.
+        threads: that step, each its share of the rows.
+    """
+
+    def __init__(self, adapter: str, rows: list[str], kwargs: dict[str, Any], threads: int = 1) -> None:
         factory = load_adapter(adapter)
         self.closed = True  # until it is complete: gymnasium's destructor asks
         self.rows = Rows(partial(factory, **kwargs), rows)
@@ -142,6 +150,11 @@ class SerialVectorEnv(BatchedEnv):
         self.block = Block(Layout.of(spec, len(rows)))
         self._set_up(rows, spec)
         self.start_states = hasattr(factory, "save_state")
+        own, *others = (
+            part.tolist() for part in np.array_split(np.arange(len(rows)), min(threads, len(rows)))
+        )
+        self._shares = own, others
+        self._pool = ThreadPoolExecutor(len(others), "simulator") if others else None
 
     def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Observation, dict]:  # type: ignore[override]
         """See ``VlaVectorEnv``."""
@@ -158,9 +171,19 @@ class SerialVectorEnv(BatchedEnv):
     def step(self, action: Any) -> Step:  # type: ignore[override]
         """See ``VlaVectorEnv``."""
         self._begin_step(action)
-        for row, env in enumerate(self.rows.envs):
-            self.block.write_step(row, *env.step(self.block.action[row]))
+        own, others = self._shares
+        waiting = [self._pool.submit(self._step_rows, part) for part in others] if self._pool else []
+        try:
+            self._step_rows(own)
+        finally:
+            wait(waiting)
+        for share in waiting:
+            share.result()
         return self._end_step()
+
+    def _step_rows(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self.block.write_step(row, *self.rows[row].step(self.block.action[row]))
 
     def look(self, rows: Any = None) -> dict[str, Tensor]:
         """See ``VlaVectorEnv``."""
@@ -178,4 +201,6 @@ class SerialVectorEnv(BatchedEnv):
     def close(self, **_: Any) -> None:
         """Free the simulators; safe to call twice."""
         self.closed = True
+        if getattr(self, "_pool", None):
+            self._pool.shutdown()
         self.rows.close()

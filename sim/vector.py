@@ -31,6 +31,7 @@ def make(
     num_envs: int = 1,
     num_workers: int | None = None,
     *,
+    num_threads: int = 1,
     timeout_s: float = 120.0,
     max_restarts: int = 10,
     **kwargs: Any,
@@ -42,6 +43,8 @@ def make(
         ids: one id, or several: row i plays ``ids[i % len(ids)]``.
         num_envs: B.
         num_workers: processes; 0 = in this one; None = as many as there are cores, at most B.
+        num_threads: that step the rows of this process, with ``num_workers=0``: for simulators that step without Python's
+            lock (robosuite), a fifth faster than as many processes, but without their protection from crashes.
         timeout_s: a worker silent for longer is replaced (it may take longer to start).
         max_restarts: replacements before giving up.
         **kwargs: for the adapter.
@@ -56,6 +59,10 @@ def make(
         raise UserError(f"env.num_envs={num_envs}: needs at least 1")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"env.num_workers={num_workers}: 0 = in this process, null = one per core")
+    if num_threads < 1 or (num_threads > 1 and num_workers != 0):
+        raise UserError(
+            f"env.num_threads={num_threads}: at least 1, and more than that only with env.num_workers=0"
+        )
     load_adapter(adapter)
     rows = [names[i % len(names)] for i in range(num_envs)]
     if len(names) > num_envs:
@@ -63,7 +70,7 @@ def make(
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0))
     if num_workers == 0:
-        return SerialVectorEnv(adapter, rows, kwargs)
+        return SerialVectorEnv(adapter, rows, kwargs, num_threads)
     return ProcessVectorEnv(adapter, rows, kwargs, min(num_workers, num_envs), timeout_s, max_restarts)
 
 

@@ -26,17 +26,26 @@ def smooth_actions(count):
     return np.clip(walk, -1, 1)
 
 
-def test_the_lean_step_is_the_stock_step(lift):
-    ours, stock = [], []
-    lift.reset(1)
-    for action in smooth_actions(40):
-        ours.append(lift.step(action)[0][STATE])
-    lift.reset(1)
-    for action in smooth_actions(40):
-        lift.env.step(action)
-        lift.env.sim.forward()  # stock positions lag one physics step (2 ms) behind
-        stock.append(lift._observe()[STATE])
-    np.testing.assert_allclose(ours, stock, atol=1e-4)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_lean_step_is_the_stock_step(lift, seed):
+    def states(step):
+        lift.reset(seed)
+        for action in np.random.default_rng(seed).uniform(-1, 1, (1000, 7)):
+            step(action)
+            yield np.concatenate([lift.data.qpos, lift.data.qvel])
+
+    ours, stock = list(states(lift.step)), list(states(lift.env.step))
+    np.testing.assert_allclose(ours, stock, rtol=0, atol=1e-9)
+
+
+def test_observations_are_the_simulators_own(lift):
+    lift.reset(3)
+    for action in smooth_actions(20):
+        ours = lift.step(action)[0]
+    stock = lift.env._get_observations(force_update=True)
+    own = np.concatenate([stock[f"robot0_{k}"] for k in ("eef_pos", "eef_quat", "gripper_qpos")])
+    np.testing.assert_array_equal(ours[STATE], own.astype(np.float32))
+    np.testing.assert_array_equal(ours[ENV_STATE], stock["object-state"].astype(np.float32))
 
 
 def test_an_episode_is_a_function_of_its_seed_and_numpy_is_left_alone(lift):
@@ -91,3 +100,18 @@ def test_unknown_id_and_missing_expert_are_named():
     env = make(ADAPTER, "Door", 1, 0, cameras=[])
     with pytest.raises(UserError, match="no scripted expert for Door: there is one for Lift, Can"):
         RobosuiteExpert(env)
+
+
+def test_threads_change_nothing_but_the_time():
+    def play(**settings):
+        env = make(ADAPTER, "Lift", 3, 0, cameras=[], **settings)
+        env.reset(seed=[1, 2, 3])
+        states = [env.step(torch.full((3, 7), value))[0][STATE] for value in (0.5, -0.3, 0.1)]
+        env.close()
+        return torch.stack(states)
+
+    assert torch.equal(play(num_threads=2), play())
+    with pytest.raises(
+        UserError, match="env.num_threads=2: at least 1, and more than that only with env.num_workers=0"
+    ):
+        make(ADAPTER, "Lift", 3, 1, num_threads=2)

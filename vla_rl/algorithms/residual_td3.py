@@ -23,11 +23,14 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.experience import Encoder, Experience
+from vla_rl.config import nearest
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.nn.ensemble import EnsembleMLP, mlp, polyak
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.residual import ActionBox, Residual, action_scale
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass
@@ -51,6 +54,8 @@ class ResidualTD3Config:
         ramp_steps: steps over which the residual's probability rises from 0 to 1.
         utd: updates per environment step.
         actor_every: critic updates per actor update.
+        actor_critics: critics, drawn anew at each update, whose mean the actor climbs; None = all of them (REDQ), 1 = as
+            TD3 does.
         n_step: length of the return.
         gamma: discount per step.
         batch_size: transitions per update.
@@ -72,6 +77,8 @@ class ResidualTD3Config:
         demonstration_capacity: frames of demonstrations.
         grad_clip: maximal gradient norm; 0 = none.
         compile: torch.compile of the loss functions.
+        precision: of the matrix products of an update: ``float32``, or ``bfloat16`` (weights and optimisers stay
+            float32), which pays where a processor has it.
     """
 
     scale: Any = 0.3
@@ -88,6 +95,7 @@ class ResidualTD3Config:
     ramp_steps: int = 0
     utd: float = 1.0
     actor_every: int = 2
+    actor_critics: int | None = None
     n_step: int = 5
     gamma: float = 0.97
     batch_size: int = 256
@@ -109,6 +117,7 @@ class ResidualTD3Config:
     demonstration_capacity: int = 50_000
     grad_clip: float = 10.0
     compile: bool = False
+    precision: str = "float32"
 
     def check(self) -> None:
         """Refuse settings that cannot work, before anything slow starts.
@@ -122,6 +131,12 @@ class ResidualTD3Config:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
         if self.subset > self.critics:
             raise UserError(f"algorithm.subset={self.subset} exceeds algorithm.critics={self.critics}")
+        if self.actor_critics is not None and not 1 <= self.actor_critics <= self.critics:
+            raise UserError(
+                f"algorithm.actor_critics={self.actor_critics}: 1 to algorithm.critics={self.critics}, or null for all"
+            )
+        if self.precision not in PRECISIONS:
+            raise UserError(f"algorithm.precision={self.precision}: {nearest(self.precision, PRECISIONS)}")
         for name in ("gamma", "tau", "demonstration_share", "anchor_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must lie in [0, 1]")
@@ -358,12 +373,14 @@ class ResidualTD3:
             members = torch.randperm(config.critics, generator=self.generator, device=self.device)[
                 : config.subset
             ]
-            target = self._target_fn(
-                following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
-            )
+            with self._products():
+                target = self._target_fn(
+                    following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
+                )
         # critics to y, on the executed action
         features = self.encoder(batch["observation"], True, self.generator)
-        loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
+        with self._products():
+            loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
         self._step(self.critic_optimizer, loss)
         metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
         self.updates += 1
@@ -381,25 +398,32 @@ class ResidualTD3:
         edited = self.box.clip(base + self.box.half * self.scale * correction)
         options = torch.cat([self.box.clip(base), edited], dim=1) if self.config.gate else edited
         values = critic_values(self.target_critic, features, self.box.normalize(options), members)
-        y = reward + discount * values.amin(0).amax(1)
+        y = reward + discount * values.float().amin(0).amax(1)
         return y.clamp(0.0, 1.0) if self.config.clip_target else y
 
     def _critic_loss(self, features: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1)  # [E, B]
+        values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1).float()  # [E, B]
         return (values - target).square().mean(1).sum(), values.detach().mean()
 
     def _update_actor(self, features: Tensor, base: Tensor) -> dict[str, Tensor]:
         if base.shape[1] > 1:  # any candidate may be edited: one at random for each state
             pick = torch.randint(base.shape[1], (len(base),), generator=self.generator, device=self.device)
             base = base[torch.arange(len(base), device=self.device), pick][:, None]
+        members = None
+        if self.config.actor_critics is not None:
+            order = torch.randperm(self.config.critics, generator=self.generator, device=self.device)
+            members = order[: self.config.actor_critics]
         self.critic.requires_grad_(False)
-        loss, size = self._actor_loss_fn(features, base)
+        with self._products():
+            loss, size = self._actor_loss_fn(features, base, members)
         self._step(self.actor_optimizer, loss)
         self.critic.requires_grad_(True)
         return {"actor_loss": loss.detach(), "residual": size}
 
-    def _actor_loss(self, features: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """-mean Q(s, clip(base + correction)), the gradient passing through the clip.
+    def _actor_loss(
+        self, features: Tensor, base: Tensor, members: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """-mean Q(s, clip(base + correction)) of ``members`` (None: all), the gradient passing through the clip.
 
         A base at the box's edge would otherwise pin a correction that once pointed outward for ever.
         """
@@ -407,10 +431,14 @@ class ResidualTD3:
         correction = self.actor(features, normal)
         edited = normal + self.scale * correction
         clipped = edited + (edited.clamp(-1, 1) - edited).detach()
-        loss = -critic_values(self.critic, features, clipped).mean()
+        loss = -critic_values(self.critic, features, clipped, members).float().mean()
         if self.config.action_penalty:
             loss = loss + self.config.action_penalty * correction.square().mean()
         return loss, correction.detach().abs().mean()
+
+    def _products(self) -> torch.autocast:
+        """Within it matrix products are of ``precision``."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _normal(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)

@@ -46,6 +46,11 @@ BENCHES = {
     "vlac": "vla_rl.bench.vlac",
     "filtering": "vla_rl.bench.filtering",
     "sync": "vla_rl.bench.sync",
+    "learner": "vla_rl.bench.learner",
+    "replay": "vla_rl.bench.replay",
+    "simulators": "vla_rl.bench.simulators",
+    "ray": "vla_rl.bench.ray",
+    "first_step": "vla_rl.bench.first_step",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",

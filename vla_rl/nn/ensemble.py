@@ -53,11 +53,16 @@ class EnsembleMLP(nn.Module):
         count = self.members if members is None else len(members)
         x = x.expand(count, *x.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(pick(bias), x, pick(weight))
+            if weight.shape[-1] == 1:  # a product with one column, several times as fast forward and backward
+                x = (x * pick(weight).mT.to(x.dtype)).sum(-1, keepdim=True, dtype=weight.dtype) + pick(bias)
+            else:
+                x = torch.baddbmm(pick(bias), x, pick(weight))
             if layer < last:
                 if self.layer_norm:
-                    x = functional.layer_norm(x, x.shape[-1:])
-                    x = torch.addcmul(pick(self.shifts[layer]), x, pick(self.scales[layer]))
+                    # Under autocast in the products' type: its kernels keep sums in float32 anyway.
+                    with torch.autocast(x.device.type, enabled=False):
+                        shift, scale = (pick(p[layer]).to(x.dtype) for p in (self.shifts, self.scales))
+                        x = torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:]), scale)
                 x = functional.relu(x, inplace=True)
         return x
 

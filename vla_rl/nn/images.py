@@ -30,9 +30,33 @@ class RandomShift(nn.Module):
             -self.pad, self.pad + 1, (2, batch, 1), generator=generator, device=images.device
         )
         rows = (torch.arange(height, device=images.device) + shift[0]).clamp(0, height - 1)  # [B, H]
+        if images.device.type == "cpu":
+            return _moved(images, rows, shift[1].flatten())
         columns = (torch.arange(width, device=images.device) + shift[1]).clamp(0, width - 1)
         images = images.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
         return images.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+
+
+def _moved(images: Tensor, rows: Tensor, aside: Tensor) -> Tensor:
+    """Row ``rows`` [B, H] of each image in place of its own, ``aside`` [B] pixels to the left.
+
+    Whole rows are copied, then all images of one shift at once: a third of the time of two gathers by element.
+    """
+    batch, channels, height, width = images.shape
+    lines = torch.arange(batch * channels).view(batch, channels, 1) * height + rows[:, None]
+    flat, out = images.reshape(-1, width), torch.empty_like(images)
+    for by in aside.unique().tolist():
+        which = (aside == by).nonzero().flatten()
+        part = flat.index_select(0, lines[which].flatten()).view(-1, channels, height, width)
+        moved = torch.empty_like(part)
+        if by >= 0:
+            moved[..., : width - by] = part[..., by:]
+            moved[..., width - by :] = part[..., -1:]
+        else:
+            moved[..., -by:] = part[..., :by]
+            moved[..., :-by] = part[..., :1]
+        out[which] = moved
+    return out
 
 
 class _Camera(nn.Module):
