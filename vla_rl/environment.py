@@ -108,6 +108,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     """Why a robot's safety node has ended episodes so far; simulators have none."""
     halt: str | None = None
     """Why training should not go on in this environment (a critic that is being exploited); None = nothing speaks against it."""
+    trusted = True
+    """Whether the successes of late are to be believed: a policy from such a time is worth going back to."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers of its own for a run's log; most have none."""

@@ -28,6 +28,7 @@ from vla_rl.policies.load import load_base, load_teleoperator
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.rollout.curriculum import curriculum_of
 from vla_rl.rollout.evaluate import Evaluation, evaluate
+from vla_rl.runtime.checkpoints import folder_name
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
 from vla_rl.schedule import Schedule, Stage
@@ -158,6 +159,7 @@ class Trainer:
         self.watched = operator is not None
         self._logged = (0, 0)
         self._stops_before = 0
+        self._trusted: Path | None = None
         self.collector = Collector(
             env,
             policy if operator is None else Intervened(policy, operator),
@@ -265,6 +267,8 @@ class Trainer:
             if closing:
                 next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
                 self.checkpoint()
+                if self.env.halt:
+                    self._go_back()
                 if late:
                     break
                 self.collector.begin()
@@ -338,6 +342,7 @@ class Trainer:
 
     def checkpoint(self) -> Path:
         """Write everything; atomic."""
+        trusted = self.env.trusted
         self.progress.safety_stops = self._stops_before + len(self.env.stops)
 
         def write(folder: Path) -> None:
@@ -350,18 +355,37 @@ class Trainer:
                 "progress": self.progress.__dict__,
                 "episodes_started": self.collector.episodes_started,
                 "rng": rng_state(),
+                "trusted": folder_name(self.progress.steps)
+                if trusted
+                else self._trusted and self._trusted.name,
             }
             (folder / "trainer.json").write_text(json.dumps(state))
 
-        return self.run.save_checkpoint(
-            self.progress.steps, write, keep=int(self.config.run.keep_checkpoints)
+        keep = int(self.config.run.keep_checkpoints)
+        saved = self.run.save_checkpoint(self.progress.steps, write, keep, self._trusted)
+        if trusted:
+            self._trusted = saved
+        return saved
+
+    def _go_back(self) -> None:
+        """To the newest policy from a time when success was to be believed: what an exploited critic taught since is lost."""
+        now, before = self.run.latest_checkpoint(), self._trusted
+        if before is None or before == now or isinstance(self.algorithm, RemoteLearner):
+            return
+        self.algorithm.load(before / "algorithm", replay=False)
+        print(
+            f"going back to the policy of step {int(before.name)}, the last that was to be believed",
+            flush=True,
         )
+        self.checkpoint()
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from a checkpoint folder."""
         self.algorithm.load(checkpoint / "algorithm")
         state = json.loads((checkpoint / "trainer.json").read_text())
         self.progress = Progress(**state["progress"])
+        trusted = checkpoint.parent / (state.get("trusted") or "none")
+        self._trusted = trusted if trusted.is_dir() else None
         self._logged = self.progress.steps, self.progress.interventions
         self._stops_before = self.progress.safety_stops
         self.recent.extend(self.progress.recent)

@@ -149,6 +149,8 @@ def test_bad_weights_are_never_written(tmp_path):
         ({"scale": 3.0}, "outside"),
         ({"observation_keys": ["observation.images.wrist"]}, "observation.images.wrist"),
         ({"n_step": 0}, "algorithm.n_step"),
+        ({"actor_critics": 4}, "algorithm.actor_critics=4: 1 to algorithm.critics=3"),
+        ({"precision": "float16"}, "algorithm.precision=float16: did you mean"),
     ],
 )
 def test_bad_settings_are_named(setting, words):
@@ -206,6 +208,30 @@ def test_it_learns_and_never_falls_below_the_base():
     assert base < 0.5
     assert min(seen) >= base - 0.1
     assert success_rate(algorithm.eval_policy) >= 0.75
+
+
+def test_products_in_bfloat16_give_nearly_the_same_updates_and_float32_weights():
+    def updated(precision):
+        algorithm = learner(precision=precision, warmup_steps=320, critic_updates=0, actor_every=1)
+        return algorithm, train(algorithm, 480)
+
+    exact, half = (updated(p)[0] for p in ("float32", "bfloat16"))
+    for name, weights in half.critic.state_dict().items():
+        assert weights.dtype == torch.float32
+        moved = (exact.critic.state_dict()[name] - weights).norm() / weights.norm()
+        assert moved < 0.1, name
+    assert any((p != q).any() for p, q in zip(exact.actor.parameters(), half.actor.parameters(), strict=True))
+
+
+def test_the_actor_may_climb_a_few_critics_at_a_time():
+    algorithm = learner(actor_critics=1)
+    features, base = torch.randn(5, algorithm.encoder.features), torch.rand(5, 1, 2)
+    each = torch.stack([algorithm._actor_loss(features, base, torch.tensor([i]))[0] for i in range(3)])
+    assert torch.allclose(each.mean(), algorithm._actor_loss(features, base)[0], atol=1e-6)
+    before = algorithm.generator.get_state()
+    learner()._update_actor(features, base)
+    algorithm._update_actor(features, base)
+    assert not torch.equal(before, algorithm.generator.get_state()), "which ones is drawn anew each time"
 
 
 def test_the_gripper_has_a_scale_of_its_own():

@@ -92,6 +92,18 @@ def test_random_shift_moves_whole_pixels_per_image() -> None:
     assert torch.equal(RandomShift(0)(images), images)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_shift_repeats_the_edge_as_a_padded_crop_does(dtype) -> None:
+    images = torch.randint(0, 256, (40, 3, 9, 11)).to(dtype)
+    drawn = torch.randint(-4, 5, (2, 40, 1), generator=torch.Generator().manual_seed(3))
+    padded = nn.functional.pad(images.float(), (4, 4, 4, 4), mode="replicate").to(dtype)
+    wanted = [
+        padded[i, :, 4 + down : 13 + down, 4 + aside : 15 + aside]
+        for i, (down, aside) in enumerate(drawn[..., 0].T.tolist())
+    ]
+    assert torch.equal(RandomShift(4)(images, torch.Generator().manual_seed(3)), torch.stack(wanted))
+
+
 @pytest.mark.parametrize("kind", ["vit", "conv"])
 def test_image_encoder(kind: str) -> None:
     cameras = {"observation.images.a": (64, 64), "observation.images.b": (48, 40)}

@@ -105,3 +105,12 @@ def test_a_critic_that_says_the_same_to_everything_is_told():
 def test_no_agreement_of_none():
     with pytest.raises(UserError, match="reward.agree=0 must be at least 1"):
         Agreement(1, 0)
+
+
+def test_a_critic_is_trusted_while_few_of_its_successes_are_false():
+    audit = Audit(window=40, limit=0.5, least=10)
+    trusted = []
+    for i in range(40):  # ever more of them are
+        audit.ended(True, i % 10 >= i // 5, 0.9, 0.9)
+        trusted.append(audit.trusts())
+    assert trusted[5] and trusted[15] and not trusted[-1] and audit.verdict() is None

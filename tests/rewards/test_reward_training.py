@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from vla_rl.cli import main
 from vla_rl.critic.pairs import PairConfig
@@ -80,6 +81,20 @@ def test_a_run_and_its_continuation(critic, base, tmp_path):
     base = json.loads((tmp_path / "a" / "base.json").read_text())
     assert base["episodes"] == 2
     assert main(["train", f"resume={tmp_path / 'a'}", "run.steps=120"]) == 0
+
+
+def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, base, tmp_path, capsys):
+    run = [*ENV, *RUN, f"policy.path={base}", f"run.root={tmp_path}", "run.name=a", "run.checkpoint_every=40"]
+    reward = ["reward=vlac", f"reward.path={critic}", "reward.threshold=0.0"]
+    assert main(["train", *run, *reward, "run.steps=2000", "run.keep_checkpoints=1"]) == 0
+    said = capsys.readouterr().out
+    assert "successes that the critic believed in were none: the policy exploits it" in said
+    before = int(said.split("going back to the policy of step ")[1].split(",")[0])
+    kept = sorted((tmp_path / "a" / "checkpoints").iterdir())
+    assert [int(folder.name) for folder in kept][0] == before < int(kept[-1].name) < 2000 and len(kept) == 2
+    old, new = (load_file(folder / "algorithm" / "algorithm.safetensors") for folder in kept)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert json.loads((kept[-1] / "trainer.json").read_text())["trusted"] == kept[0].name
 
 
 def test_what_does_not_fit_is_said_before_anything_is_played(critic, base, tmp_path, capsys):

@@ -99,6 +99,7 @@ class Experience:
         rows: environment rows.
         keys: observation keys to keep (others are dropped: images are large).
         device: where they live.
+        folder: for their files; None = in memory.
     """
 
     def __init__(
@@ -109,13 +110,18 @@ class Experience:
         rows: int,
         keys: Sequence[str],
         device: str | torch.device = "cpu",
+        folder: Path | None = None,
     ) -> None:
         self.keys = tuple(keys)
         per_row = -(-warmup_steps // rows)
         # Closing frames come on top: an eighth covers episodes of eight steps or more.
-        self.warmup = ReplayBuffer(rows * (per_row + per_row // 8 + 8), rows, device=device)
-        self.online = ReplayBuffer(capacity, rows, device=device)
-        self.demonstrations = ReplayBuffer(demonstration_capacity, 1, device=device)
+
+        def buffer(name: str, capacity: int, rows: int) -> ReplayBuffer:
+            return ReplayBuffer(capacity, rows, device=device, folder=folder and folder / name)
+
+        self.warmup = buffer("warmup", rows * (per_row + per_row // 8 + 8), rows)
+        self.online = buffer("online", capacity, rows)
+        self.demonstrations = buffer("demonstrations", demonstration_capacity, 1)
         self.intervened = False
         """Whether anybody has ever taken over online."""
         self.buffers = {"warmup": self.warmup, "online": self.online, "demonstrations": self.demonstrations}

@@ -75,6 +75,8 @@ class ResidualTD3Config:
         clip_target: keep targets in the reward's range [0, 1].
         capacity: frames of online replay.
         demonstration_capacity: frames of demonstrations.
+        replay_path: folder for the frames of all of them, mapped into memory; None = in memory. For pictures by the ten
+            thousand: checkpoints copy none of it, and memory is given back when it is short.
         grad_clip: maximal gradient norm; 0 = none.
         compile: torch.compile of the loss functions.
         precision: of the matrix products of an update: ``float32``, or ``bfloat16`` (weights and optimisers stay
@@ -115,6 +117,7 @@ class ResidualTD3Config:
     clip_target: bool = True
     capacity: int = 200_000
     demonstration_capacity: int = 50_000
+    replay_path: str | None = None
     grad_clip: float = 10.0
     compile: bool = False
     precision: str = "float32"
@@ -222,6 +225,7 @@ class ResidualTD3:
             num_envs,
             self.encoder.keys,
             device,
+            Path(config.replay_path).expanduser() if config.replay_path else None,
         )
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)  # learning

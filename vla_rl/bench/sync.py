@@ -79,7 +79,7 @@ def measured(config: Any, env: Any, step_size: float) -> dict[str, Any]:
             follower.catch_up()
             if not _equal(follower.weights, published.weights):
                 raise UserError("the follower's weights differ from the learner's")
-    row = ratio_row(f"sync_bytes, step size {step_size:g}", "bytes per update", [full] * len(sizes), sizes)
+    row = ratio_row(f"sync_bytes_{step_size:.0e}", "bytes per update", [full] * len(sizes), sizes)
     row |= {"ours": row["peer"], "peer": row["ours"], "changed": sum(changed) / len(changed)}
     return row
 

@@ -2,6 +2,7 @@
 
 usage: vla-rl bench collector [key=value ...]
        vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | sync [key=value ...]
+       vla-rl bench all | learner | replay | simulators | ray | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -17,6 +18,13 @@ usage: vla-rl bench collector [key=value ...]
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
   filtering   clones of a data set with bad episodes in it, against clones of what a critic leaves of it
   sync        bytes per update that bring a VLA's weights to whoever acts with them, against all of its weights
+  all         every comparison with what people use today, in one table and one picture: the next five, collector,
+              dppo_reference and sync; what has been measured is kept
+  learner     residual TD3's updates per second against Stable-Baselines3's TD3 and LeRobot's SAC
+  replay      batches of two cameras, sampled and shifted, against LeRobot's and TorchRL's replay buffers
+  simulators  control steps per second against robosuite as it comes
+  ray         training with collectors and a learner in processes of their own against one process
+  first_step  seconds from the start of vla-rl train to the first update
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
   faults      a recorded session on the simulated arm, disturbed over 200 times: limits exceeded, steps lost, what did
@@ -51,6 +59,7 @@ BENCHES = {
     "simulators": "vla_rl.bench.simulators",
     "ray": "vla_rl.bench.ray",
     "first_step": "vla_rl.bench.first_step",
+    "all": "vla_rl.bench.all",
     "control": "real.bench.control",  # by name: this package may not import it
     "faults": "real.bench.faults",
     "sim_arm": "real.bench.sim_arm",

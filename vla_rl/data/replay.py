@@ -8,6 +8,7 @@ change without a rebuild. Sampling is index arithmetic on a few flat flag tensor
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
+from vla_rl.data.mapped import MappedFrames
 from vla_rl.errors import UserError
 from vla_rl.runtime.tensors import write_tensors
 
@@ -32,9 +34,10 @@ class ReplayBuffer:
         rows: number of environment rows (1 for a set of demonstrations).
         example_frame: a frame batch [1] that allocates the storage now; None = at the first ``append``.
         device: where the storage lives and samples appear.
+        folder: keep the frames in files there (``vla_rl.data.mapped``); None = in memory.
 
     Raises:
-        UserError: less than two frames per row.
+        UserError: less than two frames per row, or files with another ``device`` than the CPU.
     """
 
     def __init__(
@@ -43,13 +46,19 @@ class ReplayBuffer:
         rows: int = 1,
         example_frame: TensorDict | None = None,
         device: str | torch.device = "cpu",
+        folder: Path | None = None,
     ) -> None:
         self.length = capacity // rows
         if self.length < 2:
             raise UserError(f"replay capacity {capacity} is too small for {rows} environments: raise it")
         self.rows, self.device = rows, torch.device(device)
         size = self.length * rows
-        self.storage = LazyTensorStorage(size, device=self.device)
+        if folder is not None and self.device.type != "cpu":
+            raise UserError(
+                f"algorithm.replay_path={folder} is memory of the CPU: set algorithm.device=cpu, or null"
+            )
+        self.mapped = None if folder is None else MappedFrames(folder, size, rows)
+        self.storage: Any = self.mapped or LazyTensorStorage(size, device=self.device)
         self.pointer = torch.zeros(rows, dtype=torch.long, device=device)  # next slot to write in each ring
         self.filled = torch.zeros(rows, dtype=torch.long, device=device)
         self.reward = torch.zeros(size, device=device)
@@ -94,6 +103,8 @@ class ReplayBuffer:
             rank = _rank(rows)
             slot, older = (slot + rank) % self.length, older + rank
         index = rows * self.length + slot
+        if self.mapped:
+            self.mapped.coming(counts)
         self.storage.set(index, self._stored(frames))  # type: ignore[arg-type]
         for name in FLAGS:
             getattr(self, name)[index] = frames[name].to(self.device)
@@ -251,15 +262,20 @@ class ReplayBuffer:
     # ---- files ------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write the filled part to ``folder/replay.safetensors``, whole or not at all.
+        """Write the filled part to ``folder/replay.safetensors``, whole or not at all; frames in files stay where they are.
 
         Raises:
             UserError: no space left.
         """
         tensors = {"pointer": self.pointer, "filled": self.filled}
+        if self.mapped:
+            self.mapped.flush()
+            tensors["given"] = self.mapped.given.clone()
         if self._count:
             index = self._filled_index()
-            for key, value in self.storage._storage.items(include_nested=True, leaves_only=True):
+            in_files = TensorDict({})
+            frames = in_files if self.mapped else self.storage._storage
+            for key, value in frames.items(include_nested=True, leaves_only=True):
                 name = "/".join(key) if isinstance(key, tuple) else key
                 tensors["frame/" + name] = value[index]
             for name in (*FLAGS, "valid"):
@@ -270,6 +286,8 @@ class ReplayBuffer:
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote; whatever the buffer held is dropped.
+
+        Of frames in files, those that were written over after the checkpoint are never sampled.
 
         Raises:
             UserError: missing or truncated file, another format, capacity or number of rows.
@@ -294,15 +312,32 @@ class ReplayBuffer:
         self._count = int(self.filled.sum())
         for name in (*FLAGS, "valid"):
             getattr(self, name).zero_()
+        given = tensors.pop("given", None)
+        if (given is None) != (self.mapped is None) and self._count:
+            kept = "memory" if given is None else "files"
+            raise UserError(
+                f"the replay in {folder} was kept in {kept}: leave algorithm.replay_path as it was"
+            )
         if not self._count:
             return
         index = self._filled_index()
         for name in (*FLAGS, "valid"):
             getattr(self, name)[index] = tensors.pop(name).to(self.device)
+        if self.mapped:
+            assert given is not None
+            self.mapped.reopen()
+            self._distrust(self.mapped.given - given)
+            return
         frames = TensorDict({}, batch_size=[len(index)])
         for name, value in tensors.items():
             frames[tuple(name.split("/")[1:])] = value
         self.storage.set(index, frames.to(self.device))  # type: ignore[arg-type]
+
+    def _distrust(self, later: Tensor) -> None:
+        """Leave out, in each ring, what the ``later`` [rows] frames after the checkpoint were written over."""
+        slot = torch.arange(self.length)
+        ahead = (slot - self.pointer[:, None]) % self.length
+        self.valid.view(self.rows, self.length)[ahead < later[:, None]] = False
 
     def _filled_index(self) -> Tensor:
         """[count] indices of all frames held."""

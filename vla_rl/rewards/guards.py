@@ -97,6 +97,12 @@ class Audit:
             "value": sum(value) / count,
         }
 
+    def trusts(self) -> bool:
+        """Whether the critic has been right often enough of late: fewer false successes than half of what stops training."""
+        called = sum(believed for believed, *_ in self.episodes)
+        few = self.metrics().get("false_done", 0.0) <= self.limit / 2 or called < self.least
+        return few and self.verdict() is None
+
     def verdict(self) -> str | None:
         """Why training should stop; None = it may go on."""
         from vla_rl.critic.metrics import FLAT

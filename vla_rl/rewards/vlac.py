@@ -133,6 +133,11 @@ class JudgedEnv(VlaVectorEnv):
     # ---- the environment's own --------------------------------------------------------------------------
 
     @property
+    def trusted(self) -> bool:  # type: ignore[override]
+        """As the audit says."""
+        return self.audit.trusts()
+
+    @property
     def stops(self) -> Sequence[str]:  # type: ignore[override]
         """The environment's."""
         return self.env.stops

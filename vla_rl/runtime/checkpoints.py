@@ -32,6 +32,11 @@ def step_of(folder: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
+def folder_name(step: int) -> str:
+    """Of the checkpoint of an environment step."""
+    return f"{step:09d}"
+
+
 def complete(checkpoints: Path) -> list[Path]:
     """Checkpoint folders that were once whole, newest first (not verified)."""
     if not checkpoints.is_dir():
@@ -41,15 +46,21 @@ def complete(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda p: (step_of(p), not p.name.startswith(".")), reverse=True)
 
 
-def save(checkpoints: Path, step: int, writer: Callable[[Path], None], keep: int = 2) -> Path:
-    """Let ``writer`` fill a folder, then make it ``checkpoints/<step>``; afterwards remove all but ``keep``.
+def save(
+    checkpoints: Path,
+    step: int,
+    writer: Callable[[Path], None],
+    keep: int = 2,
+    spare: Path | None = None,
+) -> Path:
+    """Let ``writer`` fill a folder, then make it ``checkpoints/<step>``; afterwards remove all but ``keep``, and ``spare``.
 
     Folders of a later step are removed too: they are of a course that resuming from an earlier step has left.
 
     Raises:
         UserError: no space left; earlier checkpoints are intact and nothing partial remains.
     """
-    final = checkpoints / f"{step:09d}"
+    final = checkpoints / folder_name(step)
     temporary = checkpoints / f".tmp-{step:09d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -70,13 +81,14 @@ def save(checkpoints: Path, step: int, writer: Callable[[Path], None], keep: int
         final.rename(aside)
     temporary.rename(final)
     _sync(checkpoints)
-    _prune(checkpoints, step, keep)
+    _prune(checkpoints, step, keep, spare)
     return final
 
 
-def _prune(checkpoints: Path, step: int, keep: int) -> None:
+def _prune(checkpoints: Path, step: int, keep: int, spare: Path | None) -> None:
     older = [p for p in complete(checkpoints) if step_of(p) < step]
-    kept = {p.name for p in older[: max(1, keep) - 1]} | {f"{step:09d}"}
+    kept = {p.name for p in older[: max(1, keep) - 1]} | {folder_name(step)}
+    kept |= {p.name for p in older if p == spare}
     for folder in complete(checkpoints):
         if folder.name not in kept:
             # Renamed first: a removal that is cut short must not leave something that looks complete.

@@ -151,13 +151,15 @@ class RunFolder:
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int = 2) -> Path:
-        """Let ``writer`` fill a folder, then make it ``checkpoints/<step>`` in one rename.
+    def save_checkpoint(
+        self, step: int, writer: Callable[[Path], None], keep: int = 2, spare: Path | None = None
+    ) -> Path:
+        """Let ``writer`` fill a folder, then make it ``checkpoints/<step>`` in one rename; ``spare`` an older one.
 
         Raises:
             UserError: no space left; earlier checkpoints are intact.
         """
-        return store.save(self.checkpoints, step, writer, keep)
+        return store.save(self.checkpoints, step, writer, keep, spare)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are skipped with a warning."""

@@ -133,6 +133,7 @@ def test_a_new_learner_goes_on_where_the_dead_one_was(tmp_path, monkeypatch):
             for _ in range(5):
                 play.step()
             player._send()
+            player._confirm()
 
     go(6)
 
@@ -169,6 +170,7 @@ def test_a_place_that_is_given_anew_closes_what_was_in_flight(tmp_path):
     for _ in range(3):
         play.step()
     first._send()
+    first._confirm()
     assert learner.join(0, MINE)["generation"] == 2
     buffer = learner.learner.experience.online
     newest = learner._rows(0) * buffer.length + (buffer.pointer[learner._rows(0)] - 1) % buffer.length
@@ -176,6 +178,7 @@ def test_a_place_that_is_given_anew_closes_what_was_in_flight(tmp_path):
     with pytest.raises(UserError, match="given to another"):
         play.step()
         first._send()
+        first._confirm()
 
 
 def test_only_those_who_fit_may_join(tmp_path):

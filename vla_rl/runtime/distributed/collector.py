@@ -1,13 +1,14 @@
 """A collector: an environment, the acting half of an algorithm, and a learner somewhere else.
 
-Frames go out in numbered batches, each sent again until the learner has it; weights come back when there are new ones. With a
-base policy elsewhere (``asked``), only the residual runs here.
+Frames go out in numbered batches, each sent again until the learner has it, while the next is being played; weights come
+back when there are new ones. With a base policy elsewhere (``asked``), only the residual runs here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -110,6 +111,8 @@ class DistributedCollector:
         self._episodes: list[bool] = []
         self.generation = self.number = 0
         self.answer: dict[str, Any] = {"stop": False, "wait": False}
+        self._sender = ThreadPoolExecutor(1, "sender")
+        self._sent: Future[dict[str, Any]] | None = None
 
     def run(self) -> int:
         """Play to the end; returns the environment steps of this life.
@@ -130,8 +133,10 @@ class DistributedCollector:
                 collector.step()
             self._send()
             while self.answer["wait"] and not self.answer["stop"]:
+                self._confirm()
                 time.sleep(PAUSE)
                 self._heard(self._until(self.learner.hail))
+        self._confirm()
         return collector.steps
 
     def _scene(self, episode: int, row: int) -> int:
@@ -147,16 +152,24 @@ class DistributedCollector:
             self._episodes.append(episode.success)
 
     def _send(self) -> None:
-        """One batch; then whatever is new of the weights."""
+        """One batch, on its way while the next is played; before it, whatever the one before has brought back."""
+        self._confirm()
         frames = torch.cat([frames for frames, _ in self._batch])
         rows = torch.cat([rows for _, rows in self._batch]).tolist()
         fields = {"size": len(frames), "rows": rows, "episodes": self._episodes}
         message = pack("frames", flatten(frames), version=self.followed.version, **fields)  # pyright: ignore[reportArgumentType]
         number = self.number
-        answer = self._until(lambda: self.learner.push(self.index, self.generation, number, message))
         self.number += 1
         self._batch, self._episodes = [], []
-        self._heard(answer)
+        self._sent = self._sender.submit(
+            self._until, lambda: self.learner.push(self.index, self.generation, number, message)
+        )
+
+    def _confirm(self) -> None:
+        """Wait until the batch that is on its way has arrived."""
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            self._heard(sent.result())
 
     def _heard(self, answer: dict[str, Any]) -> None:
         self.answer = answer
@@ -187,4 +200,5 @@ class DistributedCollector:
 
     def close(self) -> None:
         """Free the environment."""
+        self._sender.shutdown(cancel_futures=True)
         self.env.close()

@@ -319,7 +319,7 @@ class DistributedLearner:
                     self.metrics |= make_updates(self.learner, min(self.learner.updates_due(), BURST))
                     if time.monotonic() - self._published_at > self.settings.publish:
                         self._publish()
-                time.sleep(0)  # whoever waits for the lock has it now
+                time.sleep(2e-4)  # long enough for whoever waits for the lock to have it
         except Exception as error:  # told to whoever asks next
             self.failure = error
 
