@@ -64,10 +64,11 @@ def measured(config: Any, name: str) -> dict[str, list[dict[str, float]]]:
         policy = load_base(node)
         for side, (node, _) in sides.items():
             envs[side] = build(node)
-        for number in range(int(config.rounds)):
+        for number in range(int(config.rounds) + 1):
             for side, (_, steps) in sides.items():
                 timing = time_collection(envs[side], policy, steps, seed=int(config.seed) + 10_000 * number)
-                rounds[side].append(timing)
+                if number:  # the first round warms up
+                    rounds[side].append(timing)
                 print(_line(f"{name} {side}", timing), flush=True)
     finally:
         for env in envs.values():
