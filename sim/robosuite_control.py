@@ -162,8 +162,7 @@ class PandaControl:
         names, data = env.sim.model, self.data
         self.site = names.site_name2id(self.arm.eef_name)
         self.position, self.rotation = data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3)
-        views = (data.qfrc_bias, data.qpos, data.qvel, self.position, self.rotation, data.ctrl)
-        self.views = views
+        self.views = (data.qfrc_bias, data.qpos, data.qvel, self.position, self.rotation, data.ctrl)
         fingers = np.array([names.actuator_name2id(name) for name in self.gripper.actuators])
         places = (self.arm.qpos_index, self.arm.qvel_index, robot._ref_joint_actuator_indexes, fingers)
         self.places = tuple(np.array(place, np.int64) for place in places)

@@ -6,6 +6,7 @@ The yardstick of ``vla-rl bench simulators`` (each environment in a process of g
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,8 +39,6 @@ class StockRobosuiteEnv:
         cameras: tuple[str, ...] | list[str] = ("agentview",),
         max_episode_steps: int | None = None,
     ) -> None:
-        import importlib
-
         importlib.import_module("sim.rendering").setup_mujoco()
         import robosuite
 

@@ -201,6 +201,6 @@ class SerialVectorEnv(BatchedEnv):
     def close(self, **_: Any) -> None:
         """Free the simulators; safe to call twice."""
         self.closed = True
-        if getattr(self, "_pool", None):
+        if self._pool:
             self._pool.shutdown()
         self.rows.close()

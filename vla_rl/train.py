@@ -266,9 +266,9 @@ class Trainer:
                 began += time.monotonic() - pause
             if closing:
                 next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
-                self.checkpoint()
+                saved = self.checkpoint()
                 if self.env.halt:
-                    self._go_back()
+                    self._go_back(saved)
                 if late:
                     break
                 self.collector.begin()
@@ -367,9 +367,9 @@ class Trainer:
             self._trusted = saved
         return saved
 
-    def _go_back(self) -> None:
+    def _go_back(self, now: Path) -> None:
         """To the newest policy from a time when success was to be believed: what an exploited critic taught since is lost."""
-        now, before = self.run.latest_checkpoint(), self._trusted
+        before = self._trusted
         if before is None or before == now or isinstance(self.algorithm, RemoteLearner):
             return
         self.algorithm.load(before / "algorithm", replay=False)

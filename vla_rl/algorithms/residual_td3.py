@@ -374,9 +374,7 @@ class ResidualTD3:
         with torch.no_grad():
             following = self.encoder(batch["next_observation"], True, self.generator)
             noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
-            members = torch.randperm(config.critics, generator=self.generator, device=self.device)[
-                : config.subset
-            ]
+            members = self._some_critics(config.subset)
             with self._products():
                 target = self._target_fn(
                     following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
@@ -413,10 +411,8 @@ class ResidualTD3:
         if base.shape[1] > 1:  # any candidate may be edited: one at random for each state
             pick = torch.randint(base.shape[1], (len(base),), generator=self.generator, device=self.device)
             base = base[torch.arange(len(base), device=self.device), pick][:, None]
-        members = None
-        if self.config.actor_critics is not None:
-            order = torch.randperm(self.config.critics, generator=self.generator, device=self.device)
-            members = order[: self.config.actor_critics]
+        wanted = self.config.actor_critics
+        members = None if wanted is None else self._some_critics(wanted)
         self.critic.requires_grad_(False)
         with self._products():
             loss, size = self._actor_loss_fn(features, base, members)
@@ -443,6 +439,11 @@ class ResidualTD3:
     def _products(self) -> torch.autocast:
         """Within it matrix products are of ``precision``."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _some_critics(self, count: int) -> Tensor:
+        """[count] members of the ensemble, drawn anew."""
+        order = torch.randperm(self.config.critics, generator=self.generator, device=self.device)
+        return order[:count]
 
     def _normal(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)

@@ -10,12 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vla_rl.bench.sides import line
+from vla_rl.bench.sides import keep, line
 from vla_rl.bench.steps import call, chosen, pretrained
 from vla_rl.config import build, compose
 from vla_rl.policies.load import load_base
 from vla_rl.rollout.clock import time_collection
-from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.threads import set_cores, set_threads
 from vla_rl.stats import ratio_row
 
@@ -34,9 +33,7 @@ def run(overrides: list[str]) -> int:
             print(line(row), flush=True)
         rows.append(_overhead(rounds[name]["vla_rl"], f"collector_overhead_{name}"))
         print(f"collector overhead {rows[-1]['ours']:.1%}", flush=True)
-    if config.json:
-        write_json(Path(config.json), {"rows": rows, "rounds": rounds})
-        print(f"wrote {config.json}")
+    keep(config, rows, rounds=rounds)
     return 0
 
 

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from vla_rl.bench.sides import keep
 from vla_rl.config import compose
 from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.run_folder import read_metrics
 
 
@@ -29,9 +29,7 @@ def run(overrides: list[str]) -> int:
         rows.append(
             {"name": name, "ours": mean, "peer": limit, "unit": "s", "ratio": limit / mean, "ratio95": spread}
         )
-    if config.json:
-        write_json(Path(config.json), {"rows": rows})
-        print(f"wrote {config.json}")
+    keep(config, rows)
     return 0
 
 

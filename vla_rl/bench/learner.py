@@ -6,10 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.sides import environment, measured
+from vla_rl.bench.sides import environment, keep, measured
 from vla_rl.bench.steps import chosen
 from vla_rl.config import compose
-from vla_rl.runtime.metrics import write_json
 
 
 def run(overrides: list[str]) -> int:
@@ -27,20 +26,16 @@ def run(overrides: list[str]) -> int:
             ours, theirs = sides(config, peer, extra)
             rows.append(
                 measured(
+                    config,
                     f"{name}{suffix}",
                     "updates/s",
                     ("vla_rl_td3", ours),
                     (str(peer.module), theirs),
-                    Path(config.work),
-                    python=python,
-                    threads=int(config.threads),
-                    count=int(config.updates),
-                    rounds=int(config.rounds),
+                    int(config.updates),
+                    python,
                 )
             )
-    if config.json:
-        write_json(Path(config.json), {"rows": rows})
-        print(f"wrote {config.json}")
+    keep(config, rows)
     return 0
 
 

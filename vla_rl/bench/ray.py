@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.sides import line
+from vla_rl.bench.sides import keep, line
 from vla_rl.bench.steps import call, chosen
 from vla_rl.config import compose
 from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.run_folder import read_metrics
 from vla_rl.stats import ratio_row
 
@@ -37,9 +36,7 @@ def run(overrides: list[str]) -> int:
                 print(f"{name} {side}: {rates[side][-1]:.1f} steps/s per core", flush=True)
         rows.append(ratio_row(name, asked.unit, rates["ours"], rates["peer"]))
         print(line(rows[-1]), flush=True)
-    if config.json:
-        write_json(Path(config.json), {"rows": rows})
-        print(f"wrote {config.json}")
+    keep(config, rows)
     return 0
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vla_rl.bench.sides import measured
+from vla_rl.bench.sides import keep, measured
 from vla_rl.bench.steps import chosen
 from vla_rl.config import compose
-from vla_rl.runtime.metrics import write_json
 
 
 def run(overrides: list[str]) -> int:
@@ -18,19 +15,7 @@ def run(overrides: list[str]) -> int:
     for name in chosen("only", config.only, config.peers):
         peer = dict(config.peers[name])
         module = str(peer.pop("module"))
-        rows.append(
-            measured(
-                name,
-                "batches/s",
-                ("vla_rl_replay", ours),
-                (module, ours | peer),
-                Path(config.work),
-                threads=int(config.threads),
-                count=int(config.batches),
-                rounds=int(config.rounds),
-            )
-        )
-    if config.json:
-        write_json(Path(config.json), {"rows": rows})
-        print(f"wrote {config.json}")
+        both = ("vla_rl_replay", ours), (module, ours | peer)
+        rows.append(measured(config, name, "batches/s", *both, int(config.batches)))
+    keep(config, rows)
     return 0

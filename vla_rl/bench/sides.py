@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import UserError
+from vla_rl.runtime.metrics import write_json
 from vla_rl.stats import ratio_row
 
 ROOT = Path(__file__).parents[2]
@@ -92,41 +93,46 @@ class Side:
         self.process.wait(10)
 
 
-def compared(
-    name: str, unit: str, ours: Side, peer: Side, *, count: int, rounds: int, peer_count: int | None = None
-) -> dict[str, Any]:
+def compared(name: str, unit: str, ours: Side, peer: Side, *, count: int, rounds: int) -> dict[str, Any]:
     """A result's row: both sides by turns, ``rounds`` times, after one turn each that does not count."""
-    counts = {"ours": count, "peer": count if peer_count is None else peer_count}
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(rounds + 1):
         for key, side in (("ours", ours), ("peer", peer)):
-            seconds = side.seconds(counts[key])
+            seconds = side.seconds(count)
             if number:
-                rates[key].append(counts[key] / seconds)
+                rates[key].append(count / seconds)
     row = ratio_row(name, unit, rates["ours"], rates["peer"])
     print(line(row), flush=True)
     return row
 
 
 def measured(
+    config: Any,
     name: str,
     unit: str,
     ours: tuple[str, Mapping[str, Any]],
     peer: tuple[str, Mapping[str, Any]],
-    log: Path,
-    *,
+    count: int,
     python: Path | None = None,
-    threads: int = 1,
-    **counts: Any,
 ) -> dict[str, Any]:
-    """``compared`` of two programs (module, settings), started here; ``python`` is the peer's."""
+    """``compared`` of two programs (module, settings), started here as ``config`` says (``work``, ``threads``, ``rounds``);
+    ``python`` is the peer's.
+    """
+    log, threads = Path(config.work), int(config.threads)
     with ExitStack() as stack:
         sides = []
         for role, (module, settings), interpreter in (("ours", ours, None), ("peer", peer, python)):
             side = Side(module, settings, log / f"{name}-{role}.log", interpreter, threads)
             stack.callback(side.close)
             sides.append(side)
-        return compared(name, unit, *sides, **counts)
+        return compared(name, unit, *sides, count=count, rounds=int(config.rounds))
+
+
+def keep(config: Any, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write a benchmark's rows, and ``more`` beside them, into ``config.json``; None = nowhere."""
+    if config.json:
+        write_json(Path(config.json), {"rows": rows, **more})
+        print(f"wrote {config.json}")
 
 
 def line(row: Mapping[str, Any]) -> str:
