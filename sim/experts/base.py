@@ -14,6 +14,9 @@ from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.policies.base import Observation, PolicySpec
 
+ASIDE = 2**31
+"""A step that no episode reaches: its draw is the episode's displacement."""
+
 
 class Expert:
     """A scripted expert as a ``vla_rl.policies.base.Policy``; subclasses write ``command``.
@@ -23,15 +26,16 @@ class Expert:
         noise: std of the disturbance added to each action, as a fraction of half the action's range.
         correlation: of the disturbance from one step to the next (0 = white; 0.7 wanders as a person does).
         noisy_dims: how many leading action dimensions are disturbed; None = all.
-        miss: standard deviation, in metres, of how far beside its hand an expert that ``can_miss`` believes it to be, another way in
-            every episode: it goes through the motions and often fails, which teaches a critic to look at the things and not
-            at the arm.
+        miss: standard deviation, in metres, of how far beside its hand an expert believes it to be, another way in every
+            episode: it goes through the motions and often fails, which teaches a critic to look at the things and not at
+            the arm.
 
     Raises:
-        UserError: ``miss`` of an expert that cannot, or a negative one.
+        UserError: ``miss`` of an expert that does not look for its ``hand``, or a negative one.
     """
 
-    can_miss = False
+    hand: tuple[tuple[str, int], ...] = ()
+    """Where the hand's position [3] begins in an observation: (key, index); () = such an expert cannot miss."""
 
     def __init__(
         self,
@@ -41,8 +45,8 @@ class Expert:
         noisy_dims: int | None = None,
         miss: float = 0.0,
     ) -> None:
-        if miss < 0 or (miss and not self.can_miss):
-            raise UserError(f"policy.miss={miss}: 0 or more, and above 0 for Meta-World's experts only")
+        if miss < 0 or (miss and not self.hand):
+            raise UserError(f"policy.miss={miss}: 0 or more, and 0 for {type(self).__name__}")
         self.miss = miss
         self.env_spec, self.noise, self.correlation = spec, noise, correlation
         self.low, self.high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
@@ -73,16 +77,18 @@ class Expert:
     def act(
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
     ) -> tuple[TensorDict, TensorDict]:
-        """The command, disturbed unless ``deterministic``, inside the action box.
+        """The command, disturbed and beside the hand unless ``deterministic``, inside the action box.
 
         The disturbance follows from torch's seed and the episode's first observation, so that an episode is the
         same whichever row of whichever batch it is played in.
         """
+        disturbance, key = state["disturbance"], state["key"]
+        if (self.noise or self.miss) and not deterministic:
+            key = torch.where(key == 0, keys_of(observation), key)
+            observation = self._believed(observation, key)
         action = self.command(observation)
         size = [len(action)]
-        disturbance, key = state["disturbance"], state["key"]
         if self.noise and not deterministic:
-            key = torch.where(key == 0, keys_of(observation), key)
             fresh = normal(key, state["step"], self.spec.action_dim) * self.mask
             rho = self.correlation
             disturbance = rho * disturbance + (1 - rho**2) ** 0.5 * fresh
@@ -90,6 +96,18 @@ class Expert:
         action = torch.maximum(torch.minimum(action, self.high), self.low)
         after = {"disturbance": disturbance, "key": key, "step": state["step"] + 1}
         return TensorDict({"action": action}, size), TensorDict(after, size)
+
+    def _believed(self, observation: Observation, key: Tensor) -> Observation:
+        """``observation`` with the hand where it is believed to be."""
+        if not self.miss:
+            return observation
+        aside = self.miss * normal(key, torch.full_like(key, ASIDE), 3)
+        believed = dict(observation)
+        for name in dict(self.hand):
+            believed[name] = observation[name].clone()
+        for name, first in self.hand:
+            believed[name][:, first : first + 3] += aside
+        return believed
 
 
 def keys_of(observation: Observation) -> Tensor:

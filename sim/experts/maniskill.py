@@ -201,6 +201,8 @@ class ManiSkillExpert(Expert):
         UserError: a task without expert, or an environment under another control mode.
     """
 
+    hand = ((STATE, TCP.start),)
+
     def __init__(self, env: VlaVectorEnv, **settings: Any) -> None:
         spec = env.env_spec
         super().__init__(spec, **({"noisy_dims": spec.action_dim - 1} | settings))

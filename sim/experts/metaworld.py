@@ -7,21 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from sim.experts.base import Expert, keys_of, normal
+from sim.experts.base import Expert
 from sim.metaworld import INSTRUCTIONS
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, TASK
 from vla_rl.policies.base import Observation
-
-HAND = (0, 18)
-"""Where the hand's position begins in Meta-World's observation: now, and one step ago."""
-
-ASIDE = 2**31
-"""A step that no episode reaches: its draw is the episode's displacement."""
 
 
 class MetaWorldExpert(Expert):
@@ -35,7 +28,7 @@ class MetaWorldExpert(Expert):
         UserError: not a Meta-World environment.
     """
 
-    can_miss = True
+    hand = ((ENV_STATE, 0), (ENV_STATE, 18))  # now, and one step ago
 
     def __init__(self, env: VlaVectorEnv, **settings: Any) -> None:
         super().__init__(env.env_spec, **({"noisy_dims": 3} | settings))
@@ -46,21 +39,6 @@ class MetaWorldExpert(Expert):
             if id not in INSTRUCTIONS:
                 raise UserError(f"no Meta-World expert for {id}: it knows MT50, e.g. reach-v3")
             self.scripts[INSTRUCTIONS[id]] = ENV_POLICY_MAP[id]()
-
-    def act(
-        self, observation: Observation, state: TensorDict, *, deterministic: bool = False
-    ) -> tuple[TensorDict, TensorDict]:
-        """As ``Expert``, with the hand where it is believed to be."""
-        if not self.miss or deterministic:
-            return super().act(observation, state, deterministic=deterministic)
-        key = torch.where(state["key"] == 0, keys_of(observation), state["key"])
-        believed = observation[ENV_STATE].clone()
-        aside = self.miss * normal(key, torch.full_like(key, ASIDE), 3)
-        for first in HAND:
-            believed[:, first : first + 3] += aside
-        state = state.clone()
-        state["key"] = key
-        return super().act({**observation, ENV_STATE: believed}, state)
 
     def command(self, observation: Observation) -> Tensor:
         """[B, 4] in -1 ... 1; the scripts are functions of one observation."""

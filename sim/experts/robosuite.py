@@ -123,6 +123,8 @@ class RobosuiteExpert(Expert):
         UserError: a task without expert.
     """
 
+    hand = ((STATE, 0),)
+
     def __init__(self, env: VlaVectorEnv, **settings: Any) -> None:
         super().__init__(env.env_spec, **({"noisy_dims": 3} | settings))
         self.commands: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}

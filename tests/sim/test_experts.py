@@ -26,9 +26,17 @@ def test_no_expert_is_said():
         expert(env)
 
 
-def test_one_that_misses_goes_beside_in_another_way_every_episode():
-    """Its hand ends off where the true expert's does; an episode is the same in every row; others cannot."""
-    env = make("sim.metaworld:MetaWorldEnv", "reach-v3", 2, 0, cameras=[], max_episode_steps=60)
+@pytest.mark.parametrize(
+    ("adapter", "id", "first"),
+    [
+        ("sim.metaworld:MetaWorldEnv", "reach-v3", 0),
+        ("sim.maniskill:ManiSkillEnv", "PushCube-v1", 9),
+        ("sim.robosuite:RobosuiteEnv", "Lift", 0),
+    ],
+)
+def test_one_that_misses_goes_beside_in_another_way_every_episode(adapter, id, first):
+    """Its hand ends off where the true expert's does; an episode is the same in every row."""
+    env = make(adapter, id, 2, 0, cameras=[], max_episode_steps=60)
 
     def ends(seeds, miss):
         torch.manual_seed(0)
@@ -40,12 +48,11 @@ def test_one_that_misses_goes_beside_in_another_way_every_episode():
             seen, *_, info = env.step(output["action"])
             if info["success"].any():
                 break
-        return seen["observation.state"][:, :3]
+        return seen["observation.state"][:, first : first + 3]
 
     good, bad, swapped = ends([3, 4], 0.0), ends([3, 4], 0.1), ends([4, 3], 0.1)
     assert (good - bad).norm(dim=1).min() > 0.02
     assert torch.allclose(bad, swapped.flip(0), atol=0.02)
+    with pytest.raises(UserError, match="miss=-0.1"):
+        expert(env, miss=-0.1)
     env.close()
-    lift = make("sim.robosuite:RobosuiteEnv", "Lift", 1, 0, cameras=[])
-    with pytest.raises(UserError, match="miss=0.1"):
-        expert(lift, miss=0.1)
