@@ -253,6 +253,7 @@ def test_continuing_from_a_folder_starts_from_its_weights(dataset, tmp_path):
     config = replace(VLA, type=str(first), steps=1, lr=0.0, overrides={})
     second = pretrain(config, [dataset, dataset], tmp_path / "second")
     assert same(weights(first), weights(second)) and (second / "vlm" / "config.json").is_file()
+    assert str(tmp_path) not in (second / "config.json").read_text(), "the folder may be moved and published"
     LeRobotPolicy(second)
 
 

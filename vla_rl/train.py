@@ -36,6 +36,9 @@ from vla_rl.schedule import Schedule, Stage
 WINDOW = 100
 """Episodes in the moving training success."""
 
+EXPLOITED = "exploited"
+"""Folder, in a run's own, of the policy that the audit stopped; itself a run folder to act from."""
+
 TRAIN_SEEDS = 10_000_000
 """Training episodes begin from seeds above this; evaluation and demonstration seeds lie below."""
 
@@ -368,7 +371,10 @@ class Trainer:
         return saved
 
     def _go_back(self, now: Path) -> None:
-        """To the newest policy from a time when success was to be believed: what an exploited critic taught since is lost."""
+        """To the newest policy from a time when success was to be believed; the one of ``now`` is kept in ``exploited``.
+
+        What it does shows a critic what it takes for success (``vla-rl critic turns``).
+        """
         before = self._trusted
         if before is None or before == now or isinstance(self.algorithm, RemoteLearner):
             return
@@ -377,6 +383,7 @@ class Trainer:
             f"going back to the policy of step {int(before.name)}, the last that was to be believed",
             flush=True,
         )
+        self.run.set_aside(now, EXPLOITED)
         self.checkpoint()
 
     def restore(self, checkpoint: Path) -> None:

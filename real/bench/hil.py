@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from real.bench.sim_arm import prepare
-from vla_rl.bench.steps import call
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import read_metrics, write_json
+from vla_rl.runtime.stages import call
 
 BOTH = ("none", "overseer")
 

@@ -16,9 +16,9 @@ from real.bench.attendant import Attendant
 from real.bench.sim_arm import prepare
 from real.commands import launched
 from real.contract import load_contract
-from vla_rl.bench.steps import call, trained
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import read_metrics, write_json
+from vla_rl.runtime.stages import call, trained
 
 
 def run(overrides: list[str]) -> int:

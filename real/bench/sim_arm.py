@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import SMALL, call, cloned
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import write_json
+from vla_rl.runtime.stages import SMALL, call, cloned
 
 
 def run(overrides: list[str]) -> int:

@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 
 from real.bench.stage import STARTING, Stage
-from vla_rl.bench.steps import SMALL, call, cloned
 from vla_rl.config import ROOT
 from vla_rl.errors import UserError
 from vla_rl.runtime.run_folder import RunFolder
+from vla_rl.runtime.stages import SMALL, call, cloned
 
 FAULTS = ("kill_learner", "kill_training")
 

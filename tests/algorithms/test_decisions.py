@@ -8,13 +8,13 @@ from vla_rl.algorithms.decisions import Decisions
 KEY = "observation.state"
 
 
-def frames(seen, reward=0.0, terminated=False, final=False, taken=False, forget=None):
+def frames(seen, reward=0.0, terminated=False, final=False, taken=False, forget=None, truncated=False):
     """One row's frame."""
     parts = {
         "observation": TensorDict({KEY: torch.tensor([[float(seen)]])}, batch_size=[1]),
         "reward": torch.tensor([float(reward)]),
         "terminated": torch.tensor([terminated]),
-        "truncated": torch.tensor([False]),
+        "truncated": torch.tensor([truncated]),
         "final": torch.tensor([final]),
         "intervention": torch.tensor([taken]),
     }
@@ -56,6 +56,15 @@ def test_a_truncated_episode_bootstraps():
     play(store, 0, (1, frames(5, 0)), (0, frames(9, final=True)), (2, frames(1)), (3, frames(2)))
     batch = taken(store)
     assert torch.allclose(batch["advantage"], torch.tensor([0.9 * 9 - 5, 0.9 * 2 - 1]))
+
+
+def test_nothing_follows_a_time_limit_that_ends_but_a_cut_for_a_checkpoint_bootstraps():
+    store = Decisions(1, [KEY], limit_ends=True)
+    play(store, 0, (1, frames(5, 0, truncated=True)), (0, frames(9, final=True)))
+    play(store, 0, (2, frames(3, 0)), (0, frames(7, final=True)))
+    batch = taken(store)
+    assert torch.allclose(batch["advantage"], torch.tensor([0.0 - 5, 0.9 * 7 - 3]))
+    assert batch["terminated"].tolist() == [True, False] and batch["ended"].tolist() == [True, True]
 
 
 def test_what_a_person_did_is_marked():

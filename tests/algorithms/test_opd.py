@@ -230,6 +230,7 @@ def test_a_teacher_whose_words_mean_other_actions(student):
         ({"memory": 100, "reward_weight": 0.1}, "algorithm.memory=100: reward and reverse_sampled learn"),
         ({"memory": 100, "first_objective": "reverse_sampled"}, "set memory=0"),
         ({"actor_lr_steps": 0}, "algorithm.actor_lr_steps=0 must be at least 1"),
+        ({"time_limit": "never"}, "algorithm.time_limit=never: choose bootstrap or end"),
     ],
 )
 def test_bad_settings(student, teacher, settings, says):

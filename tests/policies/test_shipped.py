@@ -1,4 +1,4 @@
-"""assets/smolvla-nano as users get it: it loads, it obeys the sentence, in real physics."""
+"""The shipped base policies as users get them: they load, they obey the sentence, in real physics."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from vla_rl.keys import ENV_STATE, TASK
 from vla_rl.policies.base import PolicySpec
 from vla_rl.policies.load import load_base
 
-ASSET = Path(__file__).parents[2] / "assets" / "smolvla-nano"
+ASSETS = Path(__file__).parents[2] / "assets"
+SHIPPED = ["smolvla-nano", "dit-nano"]
 SENTENCES = {
     "TablePushCube-v1": "push the cube away from the robot",
     "TablePullCube-v1": "pull the cube towards the robot",
@@ -27,17 +28,17 @@ def env():
     env.close()
 
 
-def base():
+def base(name):
     return load_base(
-        OmegaConf.create({"path": str(ASSET), "horizon": 16, "flow_steps": None, "device": "cpu"})
+        OmegaConf.create({"path": str(ASSETS / name), "horizon": 16, "flow_steps": None, "device": "cpu"})
     )
 
 
 class Told:
     """The base, told ``sentence`` whatever the environment says."""
 
-    def __init__(self, sentence: str) -> None:
-        self.policy, self.sentence = base(), sentence
+    def __init__(self, name: str, sentence: str) -> None:
+        self.policy, self.sentence = base(name), sentence
         self.spec: PolicySpec = self.policy.spec
         self.initial_state, self.needs_images = self.policy.initial_state, self.policy.needs_images
 
@@ -68,19 +69,22 @@ def displacement(env, policy) -> torch.Tensor:
     return moved
 
 
-def test_a_wrong_sentence_moves_the_cube_the_other_way(env):
-    away = displacement(env, Told(SENTENCES["TablePushCube-v1"]))
-    back = displacement(env, Told(SENTENCES["TablePullCube-v1"]))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_wrong_sentence_moves_the_cube_the_other_way(env, name):
+    away = displacement(env, Told(name, SENTENCES["TablePushCube-v1"]))
+    back = displacement(env, Told(name, SENTENCES["TablePullCube-v1"]))
     assert away.mean() > 0.03 and back.mean() < 0.0
     assert (away > back).float().mean() >= 0.8
 
 
-def test_it_conforms(env):
-    check_policy(base(), env.env_spec)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_conforms(env, name):
+    check_policy(base(name), env.env_spec)
 
 
-def test_it_is_small_and_says_what_it_is():
-    size = sum(f.stat().st_size for f in ASSET.rglob("*") if f.is_file())
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_small_and_says_what_it_is(name):
+    size = sum(f.stat().st_size for f in (ASSETS / name).rglob("*") if f.is_file())
     assert size < 16e6
-    card = (ASSET / "README.md").read_text()
+    card = (ASSETS / name / "README.md").read_text()
     assert "vla-rl pretrain" in card and "Wilson" in card

@@ -41,6 +41,9 @@ class ChunkPPOConfig:
         batch_size: (decision, unit) pairs per update, nearly.
         gamma: discount per decision.
         gae_lambda: of generalised advantage estimation.
+        time_limit: ``bootstrap``: at a time limit the critic says what would have followed, as is right for a policy that would go on;
+            ``end``: nothing follows. Success within the limit is then what is learned, which short episodes of which many are
+            cut need: no decision is ever made in the states they are cut in, and what a critic says there is made up.
         target_kl: an iteration's updates end when the policy has moved this far.
         critic_warmup: iterations that train the critic alone.
         critic_updates: 0 = the critic is fitted on each iteration's returns (PPO); otherwise temporal-difference updates per
@@ -66,6 +69,7 @@ class ChunkPPOConfig:
     batch_size: int = 2000
     gamma: float = 0.999
     gae_lambda: float = 0.95
+    time_limit: str = "bootstrap"
     target_kl: float = 1.0
     critic_warmup: int = 2
     critic_updates: int = 0
@@ -97,6 +101,8 @@ def check_settings(config: ChunkPPOConfig) -> None:
         raise UserError(
             f"algorithm.actor_lr_steps={config.actor_lr_steps} must be at least 1; null = no decay"
         )
+    if config.time_limit not in ("bootstrap", "end"):
+        raise UserError(f"algorithm.time_limit={config.time_limit}: choose bootstrap or end")
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"algorithm.{name}={getattr(config, name)} is outside 0..1")
@@ -176,7 +182,9 @@ class ChunkPPO:
         self.critic_loss = torch.zeros(())
         self.groups = Groups(num_envs, config.group) if config.group else None
         number = (lambda row: self.groups.begun[row]) if self.groups else None
-        self.decisions = Decisions(num_envs, self.encoder.keys, number=number)
+        self.decisions = Decisions(
+            num_envs, self.encoder.keys, number=number, limit_ends=config.time_limit == "end"
+        )
         self.learns_value = self.groups is None
         self.explore(actor)
         self.eval_policy = OpenLoop(actor, base.horizon)

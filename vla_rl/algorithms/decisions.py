@@ -27,6 +27,7 @@ class Decisions:
         keys: observation keys to keep.
         carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
             where the episode ended.
+        limit_ends: a time limit ends an episode for good, as a failure: nothing is expected after it.
         number: of the episode under way in a row, where decisions wait for what others of their group come to
             (``settle``); None = they do not.
     """
@@ -37,7 +38,9 @@ class Decisions:
         keys: Sequence[str],
         carry: Sequence[str] = (),
         number: Callable[[int], int] | None = None,
+        limit_ends: bool = False,
     ) -> None:
+        self.limit_ends = limit_ends
         self.keys, self.carry, self.number = tuple(keys), tuple(carry), number
         self.settled = 0
         """Decisions whose advantage is known."""
@@ -57,7 +60,8 @@ class Decisions:
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Frames of the collector (its docstring has their format)."""
-        final, terminated = frames["final"].tolist(), frames["terminated"].tolist()
+        over = frames["terminated"] | frames["truncated"] if self.limit_ends else frames["terminated"]
+        final, terminated = frames["final"].tolist(), over.tolist()
         taken = frames["intervention"].tolist()
         forget = frames["forget"].tolist() if "forget" in frames.keys() else [0] * len(final)
         for index, row in enumerate(rows.tolist()):

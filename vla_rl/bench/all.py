@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import call, chosen, written
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import call, chosen, written
 
 
 def run(overrides: list[str]) -> int:

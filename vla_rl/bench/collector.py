@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vla_rl.bench.sides import keep, line
-from vla_rl.bench.steps import call, chosen, pretrained
 from vla_rl.config import build, compose
 from vla_rl.policies.load import load_base
 from vla_rl.rollout.clock import time_collection
+from vla_rl.runtime.stages import call, chosen, pretrained
 from vla_rl.runtime.threads import set_cores, set_threads
 from vla_rl.stats import ratio_row
 

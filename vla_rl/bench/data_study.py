@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import (
+from vla_rl.config import compose
+from vla_rl.errors import UserError
+from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import (
     call,
     chosen,
     cloned,
@@ -25,9 +28,6 @@ from vla_rl.bench.steps import (
     workers,
     written,
 )
-from vla_rl.config import compose
-from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json, write_text
 
 HUMAN = "noisy_expert"
 QUALITY = ("length", "length_std", "jerk", "action_jerk", "path", "variance", "coverage")

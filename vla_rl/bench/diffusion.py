@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.diffusion_table import run_steps, write_table
-from vla_rl.bench.steps import chosen, cloned, counted, demonstrated, trained, workers
 from vla_rl.config import compose
+from vla_rl.runtime.stages import chosen, cloned, counted, demonstrated, trained, workers
 
 TINY = (
     "hidden_dim:64,num_layers:2,num_heads:2,timestep_embed_dim:32,"

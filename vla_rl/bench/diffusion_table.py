@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import written
 from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import written
 from vla_rl.stats import wilson
 
 TITLES = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from vla_rl.bench.data_study import HUMAN, environment, recorded, train_experts
 from vla_rl.bench.distillation_table import write_table
-from vla_rl.bench.steps import chosen, counted, pretrained, trained
 from vla_rl.config import compose
+from vla_rl.runtime.stages import chosen, counted, pretrained, trained
 
 CLONING = "cloning"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.diffusion_table import cell, costs, finished, pooled
-from vla_rl.bench.steps import written
 from vla_rl.report.plots import line_plot
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.runtime.run_folder import read_metrics
+from vla_rl.runtime.stages import written
 
 TITLES = {
     "specialists": "specialists, one per task (teachers)",

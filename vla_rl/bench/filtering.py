@@ -8,9 +8,9 @@ from typing import Any
 
 from vla_rl.bench.diffusion import TINY
 from vla_rl.bench.diffusion_table import cell, pooled
-from vla_rl.bench.steps import ON_STATE, call, chosen, counted, pretrained, workers, written
 from vla_rl.config import compose
 from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import ON_STATE, call, chosen, counted, pretrained, workers, written
 
 KINDS = ("all", "filtered")
 

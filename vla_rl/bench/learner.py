@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.sides import environment, keep, measured
-from vla_rl.bench.steps import chosen
 from vla_rl.config import compose
+from vla_rl.runtime.stages import chosen
 
 
 def run(overrides: list[str]) -> int:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.sides import keep, line
-from vla_rl.bench.steps import call, chosen
 from vla_rl.config import compose
 from vla_rl.errors import UserError
 from vla_rl.runtime.run_folder import read_metrics
+from vla_rl.runtime.stages import call, chosen
 from vla_rl.stats import ratio_row
 
 

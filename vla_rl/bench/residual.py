@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.bench.residual_table import TITLES, write_table
-from vla_rl.bench.steps import RAW, SMALL, chosen, cloned, counted, demonstrated, trained, workers
 from vla_rl.config import compose
+from vla_rl.runtime.stages import RAW, SMALL, chosen, cloned, counted, demonstrated, trained, workers
 
 
 def run(overrides: list[str]) -> int:

@@ -7,8 +7,8 @@ from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.steps import written
 from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import written
 from vla_rl.stats import wilson
 
 TITLES = {"residual_td3": "residual RL", "rlpd": "RLPD", "filtered_bc": "filtered BC"}

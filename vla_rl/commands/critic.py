@@ -4,6 +4,7 @@ usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value
        vla-rl critic eval path=DIR datasets=[DIR,...] [references=[DIR,...]] [json=FILE] [out=PAGE.html]
        vla-rl critic calibrate path=DIR datasets=[DIR,...] [precision=0.98]
        vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [least_done=0.5] [drop=0.1]
+       vla-rl critic turns path=DIR out=DIR env=... policy=... [turns=3] [settings of vla-rl train]
 
   train   teach a token VLA to judge: which of two pictures is closer to what the sentence asks for and by how much, and whether
           it is done; record failed episodes too (vla-rl record only_success=false), they teach what is not done
@@ -11,6 +12,8 @@ usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value
           on with and without one reference episode; done's precision and recall; refused mismatches; value curves over video
   calibrate   set the threshold of done for each task on episodes it has not seen, failures among them
   score   rank recorded episodes, and mask frames that lead back; vla-rl pretrain progress=DIR leaves those out
+  turns   critic and policy in turns, for one task: records experts, misses and the policy itself, trains the critic on them, then the policy
+          on the critic alone; where it exploits the critic, records that and trains both again (configs/critic_turns.yaml)
 
 A critic is a reward for every learner: vla-rl train reward=vlac reward.path=DIR (docs/critic.md).
 
@@ -19,6 +22,7 @@ Examples:
   vla-rl critic eval path=runs/critic datasets=[data/table-test] json=critic.json out=critic.html
   vla-rl critic calibrate path=runs/critic datasets=[data/rollouts]
   vla-rl critic score path=runs/critic datasets=[data/human] out=data/human-scores
+  vla-rl critic turns path=assets/vlac-near out=runs/turns env=metaworld env.ids=[window-open-v3] env.cameras=[corner2] env.zoom=1.5 policy=lerobot policy.path=runs/base
 """
 
 from __future__ import annotations
@@ -36,14 +40,26 @@ def run(overrides: list[str]) -> int:
     """Start what the first word names."""
     kinds = {"train": _train, "eval": _eval, "calibrate": _calibrate, "score": _score}
     word = overrides[0] if overrides else ""
-    if word not in kinds:
-        raise UserError(f"vla-rl critic {word}: {nearest(word, kinds)} (vla-rl critic --help)")
+    if word not in (*kinds, "turns"):
+        raise UserError(f"vla-rl critic {word}: {nearest(word, [*kinds, 'turns'])} (vla-rl critic --help)")
     from vla_rl.runtime.threads import set_threads
 
-    config = compose(f"critic_{word}", overrides[1:])
+    mine = overrides[1:]
+    if word == "turns":
+        mine, training = _apart(mine)
+        _turns(compose("critic_turns", mine), training)
+        return 0
+    config = compose(f"critic_{word}", mine)
     set_threads(config.threads)
     kinds[word](config)
     return 0
+
+
+def _apart(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Those of ``critic turns`` itself, and those of ``vla-rl train``."""
+    own = set(compose("critic_turns", []))
+    mine = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in own]
+    return mine, [o for o in overrides if o not in mine]
 
 
 def _train(config: Any) -> None:
@@ -144,3 +160,14 @@ def _score(config: Any) -> None:
             f"VOC {each.voc:+.2f}  end {each.value:.2f}  done {each.done:.2f}  back {each.negative:.0%}  {each.name}{mark}"
         )
     print(f"{sum(s.kept for s in found)} of {len(found)} episodes kept; wrote {config.out}")
+
+
+def _turns(config: Any, training: list[str]) -> None:
+    from vla_rl.critic.turns import Turns
+
+    result = Turns(config, training).take()
+    for number, turn in enumerate(result["turns"], 1):
+        success = "-" if turn["success"] is None else f"{100 * turn['success']:.0f} %"
+        ended = f"stopped: {turn['stopped']}" if turn["stopped"] else "held to its end"
+        print(f"turn {number}: {turn['episodes']} episodes, true success {success}, {ended}")
+    print(f"critic {result['critic']}, policy {result['policy']}")

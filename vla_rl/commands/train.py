@@ -185,6 +185,7 @@ def _report(trainer: Any, results: dict[str, Any], wall: float, peak: float) -> 
         "wall_seconds": wall,
         "env_steps": trainer.progress.steps,
         "episodes": trainer.progress.episodes,
+        "stopped": trainer.env.halt,
         "peak_rss_mb": peak,
         "seed": int(trainer.config.run.seed),
         "versions": versions(),

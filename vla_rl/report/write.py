@@ -22,6 +22,7 @@ JSON_KEYS = (
     "wall_seconds",
     "env_steps",
     "episodes",
+    "stopped",
     "peak_rss_mb",
     "seed",
     "versions",
@@ -113,6 +114,8 @@ def _lead(data: dict[str, Any]) -> str:
         text = f"Success {'after' if final else 'before'} training: <b>{_percent(final or base or {})}</b>."
     else:
         text = "No evaluation was part of this run."
+    if data.get("stopped"):
+        text += f" Training was stopped: {escape(str(data['stopped']))}."
     return f'<p class="lead">{text}</p>'
 
 

@@ -161,6 +161,15 @@ class RunFolder:
         """
         return store.save(self.checkpoints, step, writer, keep, spare)
 
+    def set_aside(self, checkpoint: Path, name: str) -> Path:
+        """Take ``checkpoint`` out of the run's course, into a run folder of its own, ``name`` inside this one."""
+        aside = self.path / name
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "checkpoints").mkdir(parents=True)
+        shutil.copy(self.path / "config.yaml", aside)
+        checkpoint.rename(aside / "checkpoints" / checkpoint.name)
+        return aside
+
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are skipped with a warning."""
         return self.latest_in(self.path)

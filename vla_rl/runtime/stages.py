@@ -1,10 +1,10 @@
-"""Benchmarks that are made of ``vla-rl`` commands, each in a process of its own and kept once finished."""
+"""Work made of ``vla-rl`` commands, each in a process of its own and kept once finished: benchmarks, critic and policy in turns."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vla_rl.config import nearest
@@ -86,15 +86,17 @@ def counted(file: Path, env: Sequence[str], policy: Sequence[str], *, episodes: 
         call(["eval", *env, *policy, *asked], file.parent / "log.txt")
 
 
-def trained(run: Path, arguments: Sequence[str]) -> None:
-    """One training run, unless it is there already; an unfinished one is continued."""
+def trained(
+    run: Path, arguments: Sequence[str], command: Callable[[Sequence[str], Path], None] = call
+) -> None:
+    """One training run, by ``command``, unless it is there already; an unfinished one is continued."""
     if (run / "final.json").is_file():
         return
     if (run / "config.yaml").is_file():
         arguments = [f"resume={run}"]
     else:
         arguments = [*arguments, f"run.root={run.parent}", f"run.name={run.name}"]
-    call(["train", *arguments], run.parent / f"{run.name}.log")
+    command(["train", *arguments], run.parent / f"{run.name}.log")
 
 
 def written(lines: Sequence[str], out: Path) -> str:
