@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.diffusion_table import run_steps, write_table
+from vla_rl.bench.diffusion_table import write_table
 from vla_rl.config import compose
 from vla_rl.runtime.stages import chosen, cloned, counted, demonstrated, trained, workers
 
@@ -67,7 +67,6 @@ def _policy(config: Any, path: Path) -> list[str]:
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
     """One run, unless it is there already; an unfinished one is continued."""
     task, folder, asked = config.tasks[name], Path(config.work) / name, config.runs[algorithm]
-    known = {"folder": folder, "camera": task.get("camera"), "steps": run_steps(config, name, algorithm)}
     arguments = [
         "experiment=bench",
         *[o for o in task.env if o.startswith("env=")],
@@ -76,9 +75,12 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
-        *[s.format(**known) for s in asked.settings],
+        *[
+            s.format(folder=folder, camera=task.get("camera"))
+            for s in (*asked.settings, *(asked.get("more") or ()))
+        ],
         f"run.seed={seed}",
-        f"run.steps={known['steps']}",
+        f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
     ]
     trained(folder / f"{algorithm}-{seed}", arguments)
