@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from vla_rl.errors import UserError
+from vla_rl.policies.load import load_newest
 from vla_rl.runtime import checkpoints as store
 from vla_rl.runtime.run_folder import RunFolder, check_free_disk, read_metrics, verify_checkpoint
 
@@ -353,3 +355,32 @@ def test_sigkill_at_random_moments_always_leaves_a_loadable_run(tmp_path):
         assert (newest / "algorithm" / "2.bin").read_bytes() == bytes([step % 251]) * 60_000
         assert all("success" in row for row in read_metrics(path / "metrics.jsonl"))
     assert said > 200
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(run):
+    """Somebody plays a policy that is still being trained."""
+
+    class Reader:
+        read: str | None = None
+
+        def load(self, folder, *, replay):
+            if int(folder.parent.name) == 1:
+                run.save_checkpoint(2, writer("b"), keep=1)
+            if not folder.parent.is_dir():
+                raise UserError("cannot read checkpoint")
+            self.read = text_of(folder.parent)
+
+    run.save_checkpoint(1, writer("a"), keep=1)
+    reader = Reader()
+    load_newest(reader, run.path)
+    assert reader.read == "b"
+    shutil.rmtree(run.path / "checkpoints" / "000000002")
+    with pytest.raises(UserError, match="no usable checkpoint any more"):
+        load_newest(reader, run.path)
+
+
+def test_a_checkpoint_set_aside_is_a_run_of_its_own(run):
+    saved = run.save_checkpoint(1, writer("a"))
+    aside = run.set_aside(saved, "exploited")
+    assert text_of(RunFolder.latest_in(aside)) == "a" and run.latest_checkpoint() is None
+    assert (aside / "config.yaml").read_text() == "seed: 3\n"

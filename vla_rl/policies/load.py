@@ -112,12 +112,28 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     config.policy.update(beside)
     if "teacher" in config.algorithm:
         config.algorithm.teacher = False  # whoever taught it is not needed any more
-    checkpoint = RunFolder.latest_in(run)
-    if checkpoint is None:
+    if RunFolder.latest_in(run) is None:
         raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")
     algorithm = build_algorithm(config, env)
-    algorithm.load(checkpoint / "algorithm", replay=False)
+    load_newest(algorithm, run)
     return algorithm.eval_policy
+
+
+def load_newest(algorithm: Any, run: Path) -> None:
+    """The newest good checkpoint of a run, which may still be training and remove one while it is read.
+
+    Raises:
+        UserError: it cannot be read and is still there, or there is none.
+    """
+    from vla_rl.runtime.run_folder import RunFolder
+
+    while (checkpoint := RunFolder.latest_in(run)) is not None:
+        try:
+            return algorithm.load(checkpoint / "algorithm", replay=False)
+        except UserError:
+            if checkpoint.is_dir():
+                raise
+    raise UserError(f"{run} has no usable checkpoint any more: is something deleting it?")
 
 
 def _of_tasks(config: Any, env_spec: EnvSpec, load: Callable[[Any], Policy]) -> dict[str, Policy]:
