@@ -75,10 +75,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
-        *[
-            s.format(folder=folder, camera=task.get("camera"))
-            for s in (*asked.settings, *(asked.get("more") or ()))
-        ],
+        *[s.format(folder=folder, camera=task.get("camera")) for s in asked.settings],
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",

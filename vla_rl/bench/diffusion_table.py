@@ -17,8 +17,6 @@ from vla_rl.stats import wilson
 TITLES = {
     "dppo": "DPPO",
     "flow_dppo": "flow-DPPO",
-    "dppo_end": "DPPO, time limit ends",
-    "flow_dppo_end": "flow-DPPO, time limit ends",
     "dsrl": "DSRL",
     "residual": "residual RL",
     "gaussian_ppo": "Gaussian PPO",
