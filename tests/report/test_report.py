@@ -203,6 +203,12 @@ def test_the_page_can_be_read_without_eyes_or_mouse(page):
     assert "before: 48 percent, interval 38 to 58; after: 95 percent" in success
 
 
+def test_a_run_that_was_stopped_says_why(tmp_path, data):
+    page = Page(write_report(tmp_path, data | {"stopped": "60% of <them> were none"}).read_text())
+    assert "Training was stopped: 60% of <them> were none." in page.text
+    assert json.loads((tmp_path / "report.json").read_text())["stopped"] == "60% of <them> were none"
+
+
 def test_a_run_that_is_hardly_begun(tmp_path):
     page = Page(write_report(tmp_path, {"title": "new"}).read_text())
     assert "No evaluation was part of this run" in page.text and not page.all("svg")

@@ -83,11 +83,12 @@ class Turns:
         for turn in range(1, int(config.turns) + 1):
             run = self._trained(turn, critic)
             report = json.loads((run / "report.json").read_text())
+            stopped = report.get("stopped")
             result["turns"].append(
                 {"run": str(run), "critic": str(critic), "episodes": report["episodes"]}
-                | {"stopped": report["stopped"], "success": (report["final"] or {}).get("rate")}
+                | {"stopped": stopped, "success": (report["final"] or {}).get("rate")}
             )
-            held = report["stopped"] is None
+            held = stopped is None
             result |= {"critic": str(critic), "policy": str(run), "held": held}
             write_json(self.out / "turns.json", result)
             if held or turn == config.turns:

@@ -22,7 +22,6 @@ JSON_KEYS = (
     "wall_seconds",
     "env_steps",
     "episodes",
-    "stopped",
     "peak_rss_mb",
     "seed",
     "versions",
@@ -64,6 +63,8 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
     run = Path(run)
     text = render(data)  # before anything is written: an error leaves both files of an earlier report
     report = {key: plain(data.get(key)) for key in JSON_KEYS}
+    if data.get("stopped"):
+        report["stopped"] = data["stopped"]
     write_text(run / "report.json", json.dumps(report, indent=2) + "\n")
     write_text(run / "report.html", text)
     return run / "report.html"
