@@ -14,7 +14,8 @@ from vla_rl.policies.base import PolicySpec
 from vla_rl.policies.load import load_base
 
 ASSETS = Path(__file__).parents[2] / "assets"
-SHIPPED = ["smolvla-nano", "dit-nano"]
+SHIPPED = {"smolvla-nano": 16, "dit-nano": 16, "token-nano": 8}
+"""Name -> steps of its chunks."""
 SENTENCES = {
     "TablePushCube-v1": "push the cube away from the robot",
     "TablePullCube-v1": "pull the cube towards the robot",
@@ -30,7 +31,9 @@ def env():
 
 def base(name):
     return load_base(
-        OmegaConf.create({"path": str(ASSETS / name), "horizon": 16, "flow_steps": None, "device": "cpu"})
+        OmegaConf.create(
+            {"path": str(ASSETS / name), "horizon": SHIPPED[name], "flow_steps": None, "device": "cpu"}
+        )
     )
 
 
