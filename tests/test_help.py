@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from vla_rl.cli import COMMANDS
+from vla_rl.commands.critic import turns_apart
 from vla_rl.commands.pretrain import _spelled_out
 from vla_rl.config import ROOT, compose
 
@@ -36,4 +37,7 @@ def test_example(words):
         command = f"{command}_{action}"
     if command in ("data", "doctor", "demo", "robot_reset") or any(w.startswith("resume=") for w in rest):
         return  # no configuration of their own
+    if command == "critic_turns":
+        rest, training = turns_apart(rest)
+        compose("train", training)
     compose(command, _spelled_out(rest) if command == "pretrain" else rest)

@@ -46,7 +46,7 @@ def run(overrides: list[str]) -> int:
 
     mine = overrides[1:]
     if word == "turns":
-        mine, training = _apart(mine)
+        mine, training = turns_apart(mine)
         _turns(compose("critic_turns", mine), training)
         return 0
     config = compose(f"critic_{word}", mine)
@@ -55,7 +55,7 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _apart(overrides: list[str]) -> tuple[list[str], list[str]]:
+def turns_apart(overrides: list[str]) -> tuple[list[str], list[str]]:
     """Those of ``critic turns`` itself, and those of ``vla-rl train``."""
     own = set(compose("critic_turns", []))
     mine = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in own]
