@@ -76,8 +76,7 @@ def words_of(process):
 def kill_in_turn(over, lost):
     """kill -9 a collector, the inference worker and the learner, one after the other, a few seconds apart."""
     for name in ("CollectorActor", "InferenceActor", "LearnerActor"):
-        until = time.monotonic() + 120
-        while not over.is_set() and time.monotonic() < until:
+        while not over.is_set():  # a busy machine may take minutes to the first step
             here = psutil.Process().children(recursive=True)
             mine = [p for p in here if f"ray::{name}" in words_of(p)]
             if mine and lost["steps"]() > 100:
