@@ -5,24 +5,12 @@ import shutil
 
 import pytest
 import tiny
-import torch
 
 from vla_rl.cli import main
 from vla_rl.config import compose
-from vla_rl.critic.pairs import PairConfig
-from vla_rl.critic.train import CriticConfig, CriticTrainer
-from vla_rl.critic.trajectories import Trajectory
 from vla_rl.critic.turns import Turns
 from vla_rl.data.dataset import load_episodes
 
-ENV = [
-    "env=metaworld",
-    "env.ids=[drawer-close-v3]",
-    "env.num_envs=2",
-    "env.num_workers=0",
-    "env.max_episode_steps=20",
-    "env.image_size=64",
-]
 LEARNER = ["algorithm=residual_td3", "algorithm.critic_updates=0", "algorithm.warmup_steps=40"]
 RUN = [
     "run.steps=2000",
@@ -31,18 +19,6 @@ RUN = [
     "run.film=0",
     "run.checkpoint_every=40",
 ]
-
-
-def a_critic(place):
-    noise = torch.randint(
-        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    film = Trajectory(noise, "close the drawer", torch.arange(6) == 5, "noise", 5)
-    pairs = PairConfig(skip=4, references=2)
-    start = str(tiny.tiny_token(place / "start"))
-    config = CriticConfig(start=start, steps=1, batch_size=2, held_out=0.0, pairs=pairs)
-    CriticTrainer(config, [film], place / "critic").learn()
-    return place / "critic"
 
 
 def here(arguments, log):
@@ -56,7 +32,7 @@ def test_an_exploited_critic_sees_what_fooled_it(tmp_path):
     )
     out = tmp_path / "out"
     own = [
-        f"path={a_critic(tmp_path)}",
+        f"path={tiny.drawer_critic(tmp_path)}",
         f"out={out}",
         "kinds={expert: 2, base: 2, wild: 2, miss: 2}",
         "wild_steps=40",
@@ -68,7 +44,7 @@ def test_an_exploited_critic_sees_what_fooled_it(tmp_path):
         "turns=2",
         "episodes=2",
     ]
-    training = [*ENV, *LEARNER, *RUN, "policy=lerobot", f"policy.path={base}", "policy.horizon=4"]
+    training = [*tiny.DRAWER, *LEARNER, *RUN, "policy=lerobot", f"policy.path={base}", "policy.horizon=4"]
     training.append("reward.threshold=0.0")  # believes in everything
     config = compose("critic_turns", own)
     result = Turns(config, training, here).take()

@@ -12,6 +12,16 @@ TINY = {
     "vision_layers": 1,
     "flow_steps": 2,
 }
+DRAWER = [
+    "env=metaworld",
+    "env.ids=[drawer-close-v3]",
+    "env.num_envs=2",
+    "env.num_workers=0",
+    "env.max_episode_steps=20",
+    "env.image_size=64",
+]
+"""Overrides of the environment that ``drawer_critic`` judges."""
+
 TASKS = ("push the cube to the goal", "lift the cube", "pull the cube back")
 
 
@@ -167,3 +177,22 @@ def observe(count: int, task: str = TASKS[0]) -> dict:
     images = torch.randint(0, 255, (count, 3, 64, 64), generator=generator, dtype=torch.uint8)
     state = torch.randn(count, 5, generator=generator)
     return {"observation.state": state, "observation.images.base": images, "task": [task] * count}
+
+
+def drawer_critic(place: Path) -> Path:
+    """A critic of ``DRAWER`` that has seen one film of noise for one step."""
+    import torch
+
+    from vla_rl.critic.pairs import PairConfig
+    from vla_rl.critic.train import CriticConfig, CriticTrainer
+    from vla_rl.critic.trajectories import Trajectory
+
+    noise = torch.randint(
+        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    film = Trajectory(noise, "close the drawer", torch.arange(6) == 5, "noise", 5)
+    pairs = PairConfig(skip=4, references=2)
+    start = str(tiny_token(place / "start"))
+    config = CriticConfig(start=start, steps=1, batch_size=2, held_out=0.0, pairs=pairs)
+    CriticTrainer(config, [film], place / "critic").learn()
+    return place / "critic"

@@ -8,19 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from vla_rl.cli import main
-from vla_rl.critic.pairs import PairConfig
-from vla_rl.critic.train import CriticConfig, CriticTrainer
-from vla_rl.critic.trajectories import Trajectory
 from vla_rl.runtime.run_folder import read_metrics
 
-ENV = [
-    "env=metaworld",
-    "env.ids=[drawer-close-v3]",
-    "env.num_envs=2",
-    "env.num_workers=0",
-    "env.max_episode_steps=20",
-    "env.image_size=64",
-]
 RUN = [
     "policy=lerobot", "policy.horizon=4", "algorithm=residual_td3", "demonstrations=none", "run.base_episodes=2", "run.final_episodes=2",
     "run.film=0", "algorithm.critic_updates=0", "algorithm.warmup_steps=40",
@@ -42,21 +31,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def critic(tmp_path_factory):
-    place = tmp_path_factory.mktemp("critic")
-    noise = torch.randint(
-        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    succeeded = torch.arange(6) == 5
-    film = Trajectory(noise, "close the drawer", succeeded, "noise", 5)
-    config = CriticConfig(
-        start=str(tiny.tiny_token(place / "start")),
-        steps=1,
-        batch_size=2,
-        held_out=0.0,
-        pairs=PairConfig(skip=4, references=2),
-    )
-    CriticTrainer(config, [film], place / "critic").learn()
-    return place / "critic"
+    return tiny.drawer_critic(tmp_path_factory.mktemp("critic"))
 
 
 def test_a_run_and_its_continuation(critic, base, tmp_path):
@@ -75,7 +50,7 @@ def test_a_run_and_its_continuation(critic, base, tmp_path):
         "reward.window=200",
         "reward.weight=0.25",
     ]
-    assert main(["train", *ENV, *run, *reward, "run.steps=80"]) == 0
+    assert main(["train", *tiny.DRAWER, *run, *reward, "run.steps=80"]) == 0
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert any("believed" in row and "false_done" in row for row in rows)
     base = json.loads((tmp_path / "a" / "base.json").read_text())
@@ -84,7 +59,14 @@ def test_a_run_and_its_continuation(critic, base, tmp_path):
 
 
 def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, base, tmp_path, capsys):
-    run = [*ENV, *RUN, f"policy.path={base}", f"run.root={tmp_path}", "run.name=a", "run.checkpoint_every=40"]
+    run = [
+        *tiny.DRAWER,
+        *RUN,
+        f"policy.path={base}",
+        f"run.root={tmp_path}",
+        "run.name=a",
+        "run.checkpoint_every=40",
+    ]
     reward = ["reward=vlac", f"reward.path={critic}", "reward.threshold=0.0"]
     assert main(["train", *run, *reward, "run.steps=2000", "run.keep_checkpoints=1"]) == 0
     said = capsys.readouterr().out
@@ -98,7 +80,7 @@ def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, ba
 
 
 def test_what_does_not_fit_is_said_before_anything_is_played(critic, base, tmp_path, capsys):
-    run = [*ENV, *RUN, f"policy.path={base}", f"run.root={tmp_path}", "run.steps=40"]
+    run = [*tiny.DRAWER, *RUN, f"policy.path={base}", f"run.root={tmp_path}", "run.steps=40"]
     assert main(["train", *run, "reward=vlac", f"reward.path={tmp_path}"]) == 2
     assert "is no critic" in capsys.readouterr().err
     small = [word for word in run if "image_size" not in word]

@@ -370,13 +370,14 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(run):
                 raise UserError("cannot read checkpoint")
             self.read = text_of(folder.parent)
 
-    run.save_checkpoint(1, writer("a"), keep=1)
+    first = run.save_checkpoint(1, writer("a"), keep=1)
     reader = Reader()
-    load_newest(reader, run.path)
+    load_newest(reader, run.path, first)
     assert reader.read == "b"
-    shutil.rmtree(run.path / "checkpoints" / "000000002")
+    second = run.path / "checkpoints" / "000000002"
+    shutil.rmtree(second)
     with pytest.raises(UserError, match="no usable checkpoint any more"):
-        load_newest(reader, run.path)
+        load_newest(reader, run.path, second)
 
 
 def test_a_checkpoint_set_aside_is_a_run_of_its_own(run):

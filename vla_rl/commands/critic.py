@@ -40,16 +40,14 @@ def run(overrides: list[str]) -> int:
     """Start what the first word names."""
     kinds = {"train": _train, "eval": _eval, "calibrate": _calibrate, "score": _score}
     word = overrides[0] if overrides else ""
-    if word not in (*kinds, "turns"):
+    if word == "turns":
+        _turns(overrides[1:])
+        return 0
+    if word not in kinds:
         raise UserError(f"vla-rl critic {word}: {nearest(word, [*kinds, 'turns'])} (vla-rl critic --help)")
     from vla_rl.runtime.threads import set_threads
 
-    mine = overrides[1:]
-    if word == "turns":
-        mine, training = turns_apart(mine)
-        _turns(compose("critic_turns", mine), training)
-        return 0
-    config = compose(f"critic_{word}", mine)
+    config = compose(f"critic_{word}", overrides[1:])
     set_threads(config.threads)
     kinds[word](config)
     return 0
@@ -162,10 +160,11 @@ def _score(config: Any) -> None:
     print(f"{sum(s.kept for s in found)} of {len(found)} episodes kept; wrote {config.out}")
 
 
-def _turns(config: Any, training: list[str]) -> None:
+def _turns(overrides: list[str]) -> None:
     from vla_rl.critic.turns import Turns
 
-    result = Turns(config, training).take()
+    mine, training = turns_apart(overrides)
+    result = Turns(compose("critic_turns", mine), training).take()
     for number, turn in enumerate(result["turns"], 1):
         success = "-" if turn["success"] is None else f"{100 * turn['success']:.0f} %"
         ended = f"stopped: {turn['stopped']}" if turn["stopped"] else "held to its end"

@@ -10,15 +10,13 @@ Every part is a ``vla-rl`` command of its own, kept once finished: stopped at an
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vla_rl.config import compose, nearest, resolve_path
 from vla_rl.errors import UserError
 from vla_rl.runtime.metrics import write_json
-from vla_rl.runtime.stages import call, trained
+from vla_rl.runtime.stages import Command, call, trained
 from vla_rl.train import EXPLOITED
 
 SEEDS = {"expert": 50_000, "miss": 55_000, "base": 60_000, "wild": 65_000}
@@ -29,9 +27,6 @@ TURN_SEEDS = 70_000
 
 FIXED = ("experiment", "resume", "reward", "run.name", "run.root", "run.threads")
 """Settings of ``vla-rl train`` that turns make themselves."""
-
-Command = Callable[[Sequence[str], Path], None]
-"""Runs one ``vla-rl`` command with its output in a log file."""
 
 
 class Turns:
@@ -50,7 +45,8 @@ class Turns:
         usual = list(config.training)
         if any(o.startswith("algorithm=") for o in training):
             usual = [o for o in usual if not o.startswith("algorithm")]
-        self.config, self.training, self.command = config, [*usual, *training], command
+        self.config, self.command = config, command
+        self.training = [*usual, *training, f"run.threads={config.threads}"]
         self.out, self.log = Path(config.out), Path(config.out) / "log.txt"
         if not (resolve_path(config.path) / "config.json").is_file():
             raise UserError(f"path={config.path} is no critic's folder (vla-rl critic train)")
@@ -103,8 +99,7 @@ class Turns:
     def _trained(self, turn: int, critic: Path) -> Path:
         """The policy's training with this critic as its reward."""
         run = self.out / f"run-{turn}"
-        own = ["reward=vlac", f"reward.path={critic}", f"run.threads={self.config.threads}"]
-        trained(run, [*self.training, *own], self.command)
+        trained(run, [*self.training, "reward=vlac", f"reward.path={critic}"], self.command)
         return run
 
     def _taught(self, turn: int, start: Path, data: list[Path], steps: int) -> Path:
@@ -140,10 +135,7 @@ class Turns:
             "run.film=0",
         ]
         true = [o for o in self.training if not o.startswith("reward.")]
-        if not (run / "report.json").is_file():
-            shutil.rmtree(run, ignore_errors=True)
-            place = [f"run.threads={self.config.threads}", f"run.root={run.parent}", f"run.name={run.name}"]
-            self.command(["train", *true, *few, *place], self.log)
+        trained(run, [*true, *few], self.command)
         return run
 
     def _record(self, name: str, policy: list[str], count: int, seed: int) -> Path:

@@ -105,35 +105,41 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     """
     from omegaconf import OmegaConf
 
-    from vla_rl.runtime.run_folder import RunFolder
     from vla_rl.train import build_algorithm
 
     config = OmegaConf.load(run / "config.yaml")
     config.policy.update(beside)
     if "teacher" in config.algorithm:
         config.algorithm.teacher = False  # whoever taught it is not needed any more
-    if RunFolder.latest_in(run) is None:
-        raise UserError(f"{run} has no usable checkpoint yet: let it train longer, or name another run")
+    checkpoint = _newest(run, "yet: let it train longer, or name another run")
     algorithm = build_algorithm(config, env)
-    load_newest(algorithm, run)
+    load_newest(algorithm, run, checkpoint)
     return algorithm.eval_policy
 
 
-def load_newest(algorithm: Any, run: Path) -> None:
-    """The newest good checkpoint of a run, which may still be training and remove one while it is read.
+def load_newest(algorithm: Any, run: Path, checkpoint: Path) -> None:
+    """``checkpoint``, or what is the newest by then of a run that is still training and has removed it.
 
     Raises:
         UserError: it cannot be read and is still there, or there is none.
     """
-    from vla_rl.runtime.run_folder import RunFolder
-
-    while (checkpoint := RunFolder.latest_in(run)) is not None:
+    while True:
         try:
             return algorithm.load(checkpoint / "algorithm", replay=False)
         except UserError:
             if checkpoint.is_dir():
                 raise
-    raise UserError(f"{run} has no usable checkpoint any more: is something deleting it?")
+        checkpoint = _newest(run, "any more: is something deleting it?")
+
+
+def _newest(run: Path, otherwise: str) -> Path:
+    """The newest checkpoint that verifies (all of it is read for that)."""
+    from vla_rl.runtime.run_folder import RunFolder
+
+    checkpoint = RunFolder.latest_in(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no usable checkpoint {otherwise}")
+    return checkpoint
 
 
 def _of_tasks(config: Any, env_spec: EnvSpec, load: Callable[[Any], Policy]) -> dict[str, Policy]:

@@ -313,8 +313,7 @@ def build_smolvla_nano(
 
 def save_policy(folder: Path, model: Any, before: Any, after: Any) -> None:
     """Model, configuration and processors as a LeRobot policy folder that can be moved."""
-    if hasattr(model.config, "pretrained_path"):
-        model.config.pretrained_path = None  # where its first weights lay on this machine
+    model.config.pretrained_path = None  # where its first weights lay on this machine
     model.save_pretrained(folder)
     before.save_pretrained(folder)
     after.save_pretrained(folder)

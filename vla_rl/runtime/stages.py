@@ -19,6 +19,9 @@ SMALL = "dim_model:128,n_heads:4,dim_feedforward:256"
 ON_STATE = "train.inputs=[observation.state,observation.environment_state]"
 """Clones that see the simulator's state instead of pictures."""
 
+Command = Callable[[Sequence[str], Path], None]
+"""Runs one ``vla-rl`` command with its output in a log file."""
+
 
 def call(arguments: Sequence[str], log: Path) -> None:
     """One ``vla-rl`` command (its memory and its threads end with it).
@@ -86,11 +89,9 @@ def counted(file: Path, env: Sequence[str], policy: Sequence[str], *, episodes: 
         call(["eval", *env, *policy, *asked], file.parent / "log.txt")
 
 
-def trained(
-    run: Path, arguments: Sequence[str], command: Callable[[Sequence[str], Path], None] = call
-) -> None:
-    """One training run, by ``command``, unless it is there already; an unfinished one is continued."""
-    if (run / "final.json").is_file():
+def trained(run: Path, arguments: Sequence[str], command: Command = call) -> None:
+    """One training run, by ``command``, unless it is there already; one without a report yet is continued."""
+    if (run / "report.json").is_file():
         return
     if (run / "config.yaml").is_file():
         arguments = [f"resume={run}"]
