@@ -15,6 +15,9 @@ TASK = "task"
 INSTRUCTION = "observation.instruction"
 """The task as a vector [B, 16] float32 (``vla_rl.nn.language``), for the learner's networks."""
 
+ELAPSED = "elapsed"
+"""Control steps of the episode so far [B, 1] float32: of a critic's observation where a time limit ends episodes."""
+
 ACTION = "action"
 
 INTERVENTION = "is_intervention"

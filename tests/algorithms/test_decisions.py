@@ -4,6 +4,7 @@ import torch
 from tensordict import TensorDict
 
 from vla_rl.algorithms.decisions import Decisions
+from vla_rl.keys import ELAPSED
 
 KEY = "observation.state"
 
@@ -65,6 +66,15 @@ def test_nothing_follows_a_time_limit_that_ends_but_a_cut_for_a_checkpoint_boots
     batch = taken(store)
     assert torch.allclose(batch["advantage"], torch.tensor([0.0 - 5, 0.9 * 7 - 3]))
     assert batch["terminated"].tolist() == [True, False] and batch["ended"].tolist() == [True, True]
+
+
+def test_where_a_limit_ends_it_is_seen_how_long_an_episode_has_lasted():
+    store = Decisions(1, [KEY, ELAPSED], limit_ends=True)
+    play(store, 0, (1, frames(0)), (0, frames(1)), (2, frames(2)), (0, frames(3, final=True)))
+    play(store, 0, (3, frames(0)), (0, frames(1, final=True)))
+    batch = taken(store)
+    assert batch["observation", ELAPSED].tolist() == [[0], [2], [0]]
+    assert batch["next_observation", ELAPSED].tolist() == [[2], [3], [1]]
 
 
 def test_what_a_person_did_is_marked():

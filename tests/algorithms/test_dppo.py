@@ -203,7 +203,8 @@ def test_divergence_from_the_base_holds_it_back(diffusion):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"critic_updates": 5, "critic_memory": 250, "noise_correlation": 0.8}]
+    "settings",
+    [{}, {"critic_updates": 5, "critic_memory": 250, "noise_correlation": 0.8, "time_limit": "end"}],
 )
 def test_resume_is_bit_exact(diffusion, tmp_path, settings):
     def begin():
@@ -215,6 +216,7 @@ def test_resume_is_bit_exact(diffusion, tmp_path, settings):
     assert len(first.decisions) and first.iteration >= 2
     # The collector closes what is under way before a checkpoint: here, begin new episodes.
     first.decisions._open.clear()
+    first.decisions._elapsed = [0] * 16
     first.save(tmp_path)
     second = begin()
     second.load(tmp_path)

@@ -42,8 +42,9 @@ class ChunkPPOConfig:
         gamma: discount per decision.
         gae_lambda: of generalised advantage estimation.
         time_limit: ``bootstrap``: at a time limit the critic says what would have followed, as is right for a policy that would go on;
-            ``end``: nothing follows. Success within the limit is then what is learned, which short episodes of which many are
-            cut need: no decision is ever made in the states they are cut in, and what a critic says there is made up.
+            ``end``: nothing follows, and the critic sees how many steps have gone (arXiv 1712.00378). Success within the limit
+            is then what is learned, which short episodes of which many are cut need: no decision is ever made in the states
+            they are cut in, and what a critic says there is made up.
         target_kl: an iteration's updates end when the policy has moved this far.
         critic_warmup: iterations that train the critic alone.
         critic_updates: 0 = the critic is fitted on each iteration's returns (PPO); otherwise temporal-difference updates per
@@ -162,8 +163,14 @@ class ChunkPPO:
         self.generator = torch.Generator().manual_seed(seed)
         self.acting_generator = torch.Generator().manual_seed(seed + 1)
         self.actor = actor = make_actor(self.acting_generator)
+        ends = config.time_limit == "end"
         self.encoder = Encoder(
-            env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
+            env_spec,
+            config.observation_keys,
+            config.image_features,
+            config.encoder,
+            config.image_shift,
+            clock=ends,
         ).to(device)
         self.critic = mlp(self.encoder.features, config.hidden, 1, layer_norm=True).to(device)
         weights = [p for p in actor.network.parameters() if p.requires_grad]
@@ -182,9 +189,7 @@ class ChunkPPO:
         self.critic_loss = torch.zeros(())
         self.groups = Groups(num_envs, config.group) if config.group else None
         number = (lambda row: self.groups.begun[row]) if self.groups else None
-        self.decisions = Decisions(
-            num_envs, self.encoder.keys, number=number, limit_ends=config.time_limit == "end"
-        )
+        self.decisions = Decisions(num_envs, self.encoder.keys, number=number, limit_ends=ends)
         self.learns_value = self.groups is None
         self.explore(actor)
         self.eval_policy = OpenLoop(actor, base.horizon)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.keys import ELAPSED
 from vla_rl.returns import gae
 from vla_rl.runtime.tensors import write_tensors
 
@@ -27,7 +28,8 @@ class Decisions:
         keys: observation keys to keep.
         carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
             where the episode ended.
-        limit_ends: a time limit ends an episode for good, as a failure: nothing is expected after it.
+        limit_ends: a time limit ends an episode for good, as a failure: nothing is expected after it, and observations have
+            ``ELAPSED``, without which nobody could expect what is right.
         number: of the episode under way in a row, where decisions wait for what others of their group come to
             (``settle``); None = they do not.
     """
@@ -41,9 +43,11 @@ class Decisions:
         limit_ends: bool = False,
     ) -> None:
         self.limit_ends = limit_ends
-        self.keys, self.carry, self.number = tuple(keys), tuple(carry), number
+        self.keys = tuple(key for key in keys if key != ELAPSED)
+        self.carry, self.number = tuple(carry), number
         self.settled = 0
         """Decisions whose advantage is known."""
+        self._elapsed = [0] * rows
         self._fresh: dict[int, TensorDict] = {}
         self._open: dict[int, TensorDict] = {}
         self._closed: list[list[TensorDict]] = [[] for _ in range(rows)]
@@ -69,9 +73,12 @@ class Decisions:
             if fresh is not None or final[index]:
                 now: Any = frames["observation"][index]
                 seen = now.select(*self.keys)
+                if self.limit_ends:
+                    seen[ELAPSED] = torch.tensor([float(self._elapsed[row])])
                 self._close(row, seen, final[index], fresh)
                 if fresh is not None and not final[index]:
                     self._open[row] = _opened(fresh, seen)
+            self._elapsed[row] = 0 if final[index] else self._elapsed[row] + 1
             current = self._open.get(row)
             if current is None or final[index]:
                 continue
@@ -174,6 +181,7 @@ class Decisions:
         lengths = tensors.pop("lengths").tolist()
         self._fresh.clear()
         self._open.clear()
+        self._elapsed = [0] * len(lengths)
         self._closed = [[] for _ in lengths]
         if not tensors:
             return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vla_rl.data.replay import ReplayBuffer
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
-from vla_rl.keys import ENV_STATE, IMAGES, INSTRUCTION, STATE, TASK
+from vla_rl.keys import ELAPSED, ENV_STATE, IMAGES, INSTRUCTION, STATE, TASK
 from vla_rl.nn.images import ImageEncoder, RandomShift
 from vla_rl.nn.language import WIDTH, sentence_vectors
 from vla_rl.nn.normalize import Normalizer
@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         image_features: width of the image vector per camera.
         kind: ``vit`` or ``conv``.
         shift: pixels of random shift in training.
+        clock: observations also have ``ELAPSED``, and it is seen.
 
     Raises:
         UserError: a key that the environment does not have.
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
         image_features: int = 64,
         kind: str = "vit",
         shift: int = 4,
+        clock: bool = False,
     ) -> None:
         super().__init__()
         widths = {STATE: spec.state_dim, ENV_STATE: spec.env_state_dim, INSTRUCTION: WIDTH}
@@ -54,6 +56,8 @@ class Encoder(nn.Module):
                     f"algorithm.observation_keys names {key}, which environment {spec.id} does not have: "
                     f"choose from {have}"
                 )
+        if clock:
+            self.keys, widths[ELAPSED] = (*self.keys, ELAPSED), 1
         self.vector_keys = tuple(k for k in self.keys if not k.startswith(IMAGES))
         self.image_keys = tuple(k for k in self.keys if k.startswith(IMAGES))
         width = sum(widths[k] for k in self.vector_keys)
