@@ -2,7 +2,7 @@
 
 import json
 
-from vla_rl.bench.diffusion_table import AT_STEPS, page, while_training
+from vla_rl.bench.diffusion_table import AT_STEPS, costs, finished, page, policy_of, while_training
 from vla_rl.config import compose
 
 
@@ -47,3 +47,25 @@ def test_the_page_compares_columns_at_equal_steps(tmp_path):
     assert "| window_open, 250000 | 95 % (1) | - | - | - |" in text
     assert f"window_open, {AT_STEPS[0]}" not in text
     assert "equal environment steps" not in page({}, compose("bench_diffusion", [f"out={tmp_path}"]))
+
+
+def test_a_run_in_turns_is_over_with_its_last_and_costs_all_of_them(tmp_path):
+    run = tmp_path / "turns-0"
+    for number, stopped in ((1, "exploited"), (2, None)):
+        part = run / f"run-{number}"
+        part.mkdir(parents=True)
+        report = {"train_seconds": 10.0, "env_steps": 100 * number, "episodes": 7, "stopped": stopped}
+        (part / "report.json").write_text(json.dumps(report))
+    turns = [{"run": str(run / "run-1")}, {"run": str(run / "run-2")}]
+    told = {"turns": turns, "policy": str(run / "run-2"), "held": True, "over": True}
+    (run / "turns.json").write_text(json.dumps(told | {"over": False}))
+    assert policy_of(run) is None and not list(finished(tmp_path, "turns"))
+    (run / "turns.json").write_text(json.dumps(told))
+    assert policy_of(run) == run / "run-2" and list(finished(tmp_path, "turns")) == [("0", run)]
+    assert costs(run) == {
+        "train_seconds": 20.0,
+        "env_steps": 300,
+        "train_episodes": 14,
+        "turns": 2,
+        "stopped": None,
+    }

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.diffusion_table import write_table
+from vla_rl.bench.diffusion_table import policy_of, write_table
 from vla_rl.config import compose
-from vla_rl.runtime.stages import chosen, cloned, counted, demonstrated, trained, workers
+from vla_rl.runtime.stages import call, chosen, cloned, counted, demonstrated, trained, workers
 
 TINY = (
     "hidden_dim:64,num_layers:2,num_heads:2,timestep_embed_dim:32,"
@@ -67,17 +67,21 @@ def _policy(config: Any, path: Path) -> list[str]:
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
     """One run, unless it is there already; an unfinished one is continued."""
     task, folder, asked = config.tasks[name], Path(config.work) / name, config.runs[algorithm]
+    run = folder / f"{algorithm}-{seed}"
     arguments = [
-        "experiment=bench",
         *[o for o in task.env if o.startswith("env=")],
         *[o for o in task.env if not o.startswith("env=")],
         "env.num_envs=8",
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
+        *(task.get("near", ()) if asked.get("turns") else ()),
         *[s.format(folder=folder, camera=task.get("camera")) for s in asked.settings],
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
     ]
-    trained(folder / f"{algorithm}-{seed}", arguments)
+    if not asked.get("turns"):
+        trained(run, ["experiment=bench", *arguments])
+    elif policy_of(run) is None:
+        call(["critic", "turns", f"out={run}", *arguments], folder / f"{run.name}.log")

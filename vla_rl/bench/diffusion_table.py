@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vla_rl.critic.turns import TURNS
 from vla_rl.runtime.metrics import write_json, write_text
 from vla_rl.runtime.stages import written
 from vla_rl.stats import wilson
@@ -23,6 +24,7 @@ TITLES = {
     "true_reward": "true reward",
     "critic": "critic, guarded",
     "critic_near": "critic that has seen misses, guarded",
+    "turns": "critic and policy in turns",
     "unguarded": "critic, unguarded",
 }
 AT_STEPS = (30_000, 60_000, 120_000, 250_000)
@@ -58,23 +60,36 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
             columns[base] = {"base": _read(folder / f"{base}.json")}
     for algorithm in config.runs:
         for seed, run in finished(folder, algorithm):
-            result = _read(run / "final.json") | costs(run) | {"training_success": while_training(run)}
+            policy = policy_of(run)
+            assert policy is not None
+            result = _read(policy / "final.json") | costs(run) | {"training_success": while_training(policy)}
             columns.setdefault(algorithm, {})[seed] = result
     return columns
 
 
 def finished(folder: Path, algorithm: str) -> Iterator[tuple[str, Path]]:
     """Seed and folder of each of its runs that are over."""
-    for final in sorted(folder.glob(f"{algorithm}-*/final.json")):
-        if (final.parent / "report.json").is_file():
-            yield final.parent.name.rpartition("-")[2], final.parent
+    for run in sorted(folder.glob(f"{algorithm}-*")):
+        if policy_of(run) is not None:
+            yield run.name.rpartition("-")[2], run
+
+
+def policy_of(run: Path) -> Path | None:
+    """The run folder of what ``run``, a training or a critic and a policy in turns, ended with; None = it is not over."""
+    if (run / TURNS).is_file():
+        turns = json.loads((run / TURNS).read_text())
+        return run / Path(turns["policy"]).name if turns["over"] else None
+    return run if all((run / name).is_file() for name in ("final.json", "report.json")) else None
 
 
 def costs(run: Path) -> dict[str, Any]:
-    """What a finished run's training took."""
-    report = json.loads((run / "report.json").read_text())
-    taken = {key: report[key] for key in ("train_seconds", "env_steps")}
-    return taken | {"train_episodes": report["episodes"]}
+    """What a finished run's training took; of several turns together, with how many they were."""
+    turns = json.loads((run / TURNS).read_text())["turns"] if (run / TURNS).is_file() else []
+    parts = [run / Path(turn["run"]).name for turn in turns] or [run]
+    reports = [json.loads((part / "report.json").read_text()) for part in parts]
+    taken = {key: sum(r[key] for r in reports) for key in ("train_seconds", "env_steps")}
+    taken["train_episodes"] = sum(r["episodes"] for r in reports)
+    return taken | ({"turns": len(turns), "stopped": reports[-1].get("stopped")} if turns else {})
 
 
 def while_training(run: Path) -> dict[str, float]:

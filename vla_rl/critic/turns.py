@@ -25,6 +25,9 @@ SEEDS = {"expert": 50_000, "miss": 55_000, "base": 60_000, "wild": 65_000}
 TURN_SEEDS = 70_000
 """Where the scenes of the first turn's recording begin; those of each further turn a thousand later."""
 
+TURNS = "turns.json"
+"""What the turns came to, in their folder."""
+
 FIXED = ("experiment", "resume", "reward", "run.name", "run.root", "run.threads")
 """Settings of ``vla-rl train`` that turns make themselves."""
 
@@ -65,7 +68,8 @@ class Turns:
 
         Returns:
             What ``out/turns.json`` says: ``turns`` (of each the run, its critic, its success, why it was stopped),
-            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end).
+            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end), ``over`` (whether
+            that was the last).
 
         Raises:
             UserError: a command failed.
@@ -85,9 +89,10 @@ class Turns:
                 | {"stopped": stopped, "success": (report["final"] or {}).get("rate")}
             )
             held = stopped is None
-            result |= {"critic": str(critic), "policy": str(run), "held": held}
-            write_json(self.out / "turns.json", result)
-            if held or turn == config.turns:
+            over = held or turn == config.turns
+            result |= {"critic": str(critic), "policy": str(run), "held": held, "over": over}
+            write_json(self.out / TURNS, result)
+            if over:
                 break
             exploited = run / EXPLOITED
             policy = _acting(exploited if exploited.is_dir() else run)
