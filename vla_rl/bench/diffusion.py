@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.diffusion_table import policy_of, write_table
+from vla_rl.bench.diffusion_table import own_settings, policy_of, write_table
 from vla_rl.config import compose
 from vla_rl.runtime.stages import call, chosen, cloned, counted, demonstrated, trained, workers
 
@@ -75,11 +75,11 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
-        *(task.get("near", ()) if asked.get("turns") else ()),
         *[s.format(folder=folder, camera=task.get("camera")) for s in asked.settings],
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
+        *own_settings(task, algorithm),
     ]
     if not asked.get("turns"):
         trained(run, ["experiment=bench", *arguments])

@@ -74,6 +74,11 @@ def finished(folder: Path, algorithm: str) -> Iterator[tuple[str, Path]]:
             yield run.name.rpartition("-")[2], run
 
 
+def own_settings(task: Any, column: str) -> list[str]:
+    """What a task of the configuration sets otherwise than the column's recipe."""
+    return list(task.get("own", {}).get(column, ()))
+
+
 def policy_of(run: Path) -> Path | None:
     """The run folder of what ``run``, a training or a critic and a policy in turns, ended with; None = it is not over."""
     if (run / TURNS).is_file():
@@ -129,6 +134,7 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         f"{steps} environment steps; one recipe for all tasks. 95 % Wilson interval over all seeds' "
         "episodes; in brackets each seed's success in percent. Bases: LeRobot's MultiTaskDiT on simulator "
         f"state, {config.denoising_steps} denoising steps, cloned from a few noisy demonstrations.",
+        *_own(config),
         "",
         "| task | " + " | ".join(titles) + " |",
         "|---" * (len(titles) + 1) + "|",
@@ -149,6 +155,16 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         lines.append(f"| {name} | " + " | ".join(_cost(row[c]) if c in row else "-" for c in columns) + " |")
     lines += _equal_steps(tasks, columns)
     return written(lines, Path(config.out))
+
+
+def _own(config: Any) -> list[str]:
+    """What tasks set otherwise than the recipes."""
+    lines = [
+        f"- {name}, {TITLES.get(str(column), str(column))}: {', '.join(f'`{o}`' for o in settings)}"
+        for name, task in config.tasks.items()
+        for column, settings in task.get("own", {}).items()
+    ]
+    return ["", "Otherwise than the recipe:", "", *lines] if lines else []
 
 
 def _equal_steps(tasks: dict[str, Any], columns: list[str]) -> list[str]:

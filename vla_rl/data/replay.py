@@ -177,7 +177,10 @@ class ReplayBuffer:
                 return index[:batch_size]
         starts = self.starts()
         if not len(starts):
-            raise UserError("replay holds no complete transition: collect before sampling")
+            raise UserError(
+                "replay holds no complete transition: two steps of a row make one "
+                "(algorithm.warmup_steps, at least twice the number of environments)"
+            )
         return starts[torch.randint(len(starts), (batch_size,), generator=generator, device=self.device)]
 
     def n_step(self, index: Tensor, n_step: int, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
