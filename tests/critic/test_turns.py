@@ -8,7 +8,7 @@ import tiny
 
 from vla_rl.cli import main
 from vla_rl.config import compose
-from vla_rl.critic.turns import Turns
+from vla_rl.critic.turns import Turns, falsely_believed
 from vla_rl.data.dataset import load_episodes
 
 LEARNER = ["algorithm=residual_td3", "algorithm.critic_updates=0", "algorithm.warmup_steps=40"]
@@ -61,9 +61,17 @@ def test_an_exploited_critic_sees_what_fooled_it(tmp_path):
     assert (out / "critic-2" / "critic.json").stat().st_mtime_ns == before
 
 
+def test_what_was_believed_wrongly_is_the_audit_s_last_word(tmp_path):
+    assert falsely_believed(tmp_path) == 0
+    rows = [{"step": 1, "false_done": 0.5}, {"step": 2, "false_done": 0.25}, {"step": 3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert falsely_believed(tmp_path) == 0.25
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("wrong=2", "wrong=2 must be in 0..1"),
         ("turns=0", "turns=0: at least 1"),
         ("path=nowhere", "path=nowhere is no critic's folder"),
         ("experiment=table", "experiment=table: critic turns sets this itself"),

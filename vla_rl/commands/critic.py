@@ -167,6 +167,7 @@ def _turns(overrides: list[str]) -> None:
     result = Turns(compose("critic_turns", mine), training).take()
     for number, turn in enumerate(result["turns"], 1):
         success = "-" if turn["success"] is None else f"{100 * turn['success']:.0f} %"
-        ended = f"stopped: {turn['stopped']}" if turn["stopped"] else "held to its end"
+        wrong = f"of what the critic believed at the end {100 * turn['false']:.0f} % was wrong"
+        ended = f"stopped: {turn['stopped']}" if turn["stopped"] else wrong
         print(f"turn {number}: {turn['episodes']} episodes, true success {success}, {ended}")
     print(f"critic {result['critic']}, policy {result['policy']}")

@@ -1,8 +1,8 @@
 """Critic and policy in turns: the policy learns from the critic alone, and the critic from what the policy fooled it with.
 
-A policy that is paid for "done" goes where the critic is wrong. The audit stops such a training; what the policy does
-there is recorded with the truth (a simulator's, or a person's on a robot) and added to what the critic has seen. After
-one or two turns it holds (``benchmarks/results/vlac``).
+A policy that is paid for "done" goes where the critic is wrong. The audit stops such a training, or finds at its end that too
+much of what the critic believed in was wrong; what the policy does there is recorded with the truth (a simulator's, or a
+person's on a robot) and added to what the critic has seen. After one or two turns it holds (``benchmarks/results/vlac``).
 
 Every part is a ``vla-rl`` command of its own, kept once finished: stopped at any moment, the same command goes on.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from vla_rl.config import compose, nearest, resolve_path
 from vla_rl.errors import UserError
-from vla_rl.runtime.metrics import write_json
+from vla_rl.runtime.metrics import read_metrics, write_json
 from vla_rl.runtime.stages import Command, call, trained
 from vla_rl.train import EXPLOITED
 
@@ -30,6 +30,12 @@ TURNS = "turns.json"
 
 FIXED = ("experiment", "resume", "reward", "run.name", "run.root", "run.threads")
 """Settings of ``vla-rl train`` that turns make themselves."""
+
+
+def falsely_believed(run: Path) -> float:
+    """Share of the successes that a run's critic believed in at its end, by its audit, that were none."""
+    shares = [row["false_done"] for row in read_metrics(run / "metrics.jsonl") if "false_done" in row]
+    return float(shares[-1]) if shares else 0.0
 
 
 class Turns:
@@ -55,6 +61,8 @@ class Turns:
             raise UserError(f"path={config.path} is no critic's folder (vla-rl critic train)")
         if config.turns < 1:
             raise UserError(f"turns={config.turns}: at least 1")
+        if not 0 <= config.wrong <= 1:
+            raise UserError(f"wrong={config.wrong} must be in 0..1: a share")
         if unfit := [o for o in training if o.partition("=")[0] in FIXED]:
             raise UserError(
                 f"{unfit[0]}: critic turns sets this itself; name env=, policy=, algorithm= and their settings"
@@ -68,7 +76,7 @@ class Turns:
 
         Returns:
             What ``out/turns.json`` says: ``turns`` (of each the run, its critic, its success, why it was stopped),
-            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end), ``over`` (whether
+            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end and its critic was right often enough), ``over`` (whether
             that was the last).
 
         Raises:
@@ -83,12 +91,12 @@ class Turns:
         for turn in range(1, int(config.turns) + 1):
             run = self._trained(turn, critic)
             report = json.loads((run / "report.json").read_text())
-            stopped = report.get("stopped")
+            stopped, wrong = report.get("stopped"), falsely_believed(run)
             result["turns"].append(
                 {"run": str(run), "critic": str(critic), "episodes": report["episodes"]}
-                | {"stopped": stopped, "success": (report["final"] or {}).get("rate")}
+                | {"stopped": stopped, "success": (report["final"] or {}).get("rate"), "false": wrong}
             )
-            held = stopped is None
+            held = stopped is None and wrong <= config.wrong
             over = held or turn == config.turns
             result |= {"critic": str(critic), "policy": str(run), "held": held, "over": over}
             write_json(self.out / TURNS, result)
