@@ -2,7 +2,15 @@
 
 import json
 
-from vla_rl.bench.diffusion_table import AT_STEPS, costs, finished, page, policy_of, while_training
+from vla_rl.bench.diffusion_table import (
+    AT_STEPS,
+    costs,
+    finished,
+    own_settings,
+    page,
+    policy_of,
+    while_training,
+)
 from vla_rl.config import compose
 
 
@@ -69,3 +77,12 @@ def test_a_run_in_turns_is_over_with_its_last_and_costs_all_of_them(tmp_path):
         "turns": 2,
         "stopped": None,
     }
+
+
+def test_what_a_task_sets_otherwise_is_on_the_page(tmp_path):
+    config = compose("bench_diffusion", [f"out={tmp_path}"])
+    assert own_settings(config.tasks.push_cube_40, "dppo")[0] == "algorithm.time_limit=end"
+    assert (
+        own_settings(config.tasks.push_cube_40, "dsrl") == own_settings(config.tasks.push_cube, "dppo") == []
+    )
+    assert "- push_cube_40, DPPO: `algorithm.time_limit=end`" in page({}, config)
