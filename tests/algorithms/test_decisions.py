@@ -84,12 +84,13 @@ def test_what_a_person_did_is_marked():
 
 
 def test_a_rewound_chunk_is_left_out():
-    store = Decisions(1, [KEY])
+    store = Decisions(1, [KEY], limit_ends=True)
     play(store, 0, (1, frames(0)), (2, frames(1)), (0, frames(2, 5, forget=2)), (3, frames(1)))
     play(store, 0, (0, frames(2, final=True)))
     batch = taken(store)
     assert batch["log_prob"].flatten().tolist() == [1, 3] and batch["reward"].sum() == 0
     assert batch["ended"].tolist() == [True, True]
+    assert batch["observation", ELAPSED].flatten().tolist() == [0, 1]  # the limit has gone back with the arm
 
 
 def test_saved_and_read_back(tmp_path):

@@ -78,7 +78,7 @@ class Decisions:
                 self._close(row, seen, final[index], fresh)
                 if fresh is not None and not final[index]:
                     self._open[row] = _opened(fresh, seen)
-            self._elapsed[row] = 0 if final[index] else self._elapsed[row] + 1
+            self._elapsed[row] = 0 if final[index] else self._elapsed[row] + 1 - int(forget[index])
             current = self._open.get(row)
             if current is None or final[index]:
                 continue
