@@ -235,7 +235,7 @@ def test_empty_buffer_saves_and_refuses_to_sample(tmp_path) -> None:
     again = ReplayBuffer(24, 2, example_frame=frames([0]))
     again.load(tmp_path)
     assert len(again) == 0
-    with pytest.raises(UserError, match="collect before sampling"):
+    with pytest.raises(UserError, match="holds no complete transition"):
         again.sample(4, 1, 0.9)
 
 
