@@ -81,15 +81,19 @@ def own_settings(task: Any, column: str) -> list[str]:
 
 def policy_of(run: Path) -> Path | None:
     """The run folder of what ``run``, a training or a critic and a policy in turns, ended with; None = it is not over."""
-    if (run / TURNS).is_file():
-        turns = json.loads((run / TURNS).read_text())
+    if turns := _turns(run):
         return run / Path(turns["policy"]).name if turns["over"] else None
     return run if all((run / name).is_file() for name in ("final.json", "report.json")) else None
 
 
+def _turns(run: Path) -> dict[str, Any]:
+    """What a critic and a policy in turns have come to so far; of a single training nothing."""
+    return json.loads((run / TURNS).read_text()) if (run / TURNS).is_file() else {}
+
+
 def costs(run: Path) -> dict[str, Any]:
     """What a finished run's training took; of several turns together, with how many they were."""
-    turns = json.loads((run / TURNS).read_text())["turns"] if (run / TURNS).is_file() else []
+    turns = _turns(run).get("turns", [])
     parts = [run / Path(turn["run"]).name for turn in turns] or [run]
     reports = [json.loads((part / "report.json").read_text()) for part in parts]
     taken = {key: sum(r[key] for r in reports) for key in ("train_seconds", "env_steps")}

@@ -76,8 +76,8 @@ class Turns:
 
         Returns:
             What ``out/turns.json`` says: ``turns`` (of each the run, its critic, its success, why it was stopped),
-            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end and its critic was right often enough), ``over`` (whether
-            that was the last).
+            ``critic`` and ``policy`` (the last folders), ``held`` (whether the last turn went to its end and its
+            critic was right often enough), ``over`` (whether that was the last).
 
         Raises:
             UserError: a command failed.
