@@ -110,6 +110,10 @@ def test_what_does_not_fit_is_named_before_anything_moves(robot, tmp_path, env):
         with pytest.raises(UserError, match="publishes /vla_rl/target too"):
             other.publisher(TARGET, JointTrajectory)
             other.alone(TARGET, settle=5.0, own=1)
+        # Each node discovers the other in its own time: that it knows us does not mean that we are known yet.
+        until = time.monotonic() + 10.0
+        while not env.link.rival(TARGET, own=1) and time.monotonic() < until:
+            time.sleep(0.05)
         with pytest.raises(RobotFault, match="other.* publishes /vla_rl/target too"):
             env.reset(seed=1)
     finally:
