@@ -1,0 +1,148 @@
+"""What a soak found: journals read from outside, memory by quarters, and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vla_rl.data.journal import recover
+from vla_rl.learner.messages import unflatten, unpack
+from vla_rl.runtime.distributed.learner import TABLE
+from vla_rl.runtime.metrics import write_json, write_text
+
+
+class Audit:
+    """Every journalled batch of a run, read from second names of the journals, which outlive their deletion.
+
+    Args:
+        batches: where the learner keeps its journals.
+        links: folder for the second names, on the same file system.
+    """
+
+    def __init__(self, batches: Path, links: Path) -> None:
+        self.batches, self.links = batches, links
+        links.mkdir(parents=True, exist_ok=True)
+        self.seen: set[str] = set()
+        self.steps: dict[tuple[int, int, int], int] = {}
+        """(collector, generation, number) -> environment steps in that batch."""
+        self.twice: list[tuple[int, int, int]] = []
+
+    def look(self, final: bool = False) -> None:
+        """Name what is new; read what the learner has deleted, which is whole by then (``final``: all)."""
+        for path in self.batches.glob("*.journal"):
+            if path.name not in self.seen:
+                try:
+                    os.link(path, self.links / path.name)
+                except FileNotFoundError:  # deleted since
+                    continue
+                self.seen.add(path.name)
+        for path in sorted(self.links.glob("*.journal")):
+            if final or not (self.batches / path.name).exists():
+                self._read(path)
+                path.unlink()
+
+    def _read(self, path: Path) -> None:
+        for record in recover(path):
+            at: tuple[int, int, int] = tuple(int(v) for v in record["at"])  # type: ignore[assignment]
+            if at[2] < 0:  # somebody joined
+                continue
+            if at in self.steps:
+                self.twice.append(at)
+            _, tensors, fields = unpack(record["message"].tobytes())
+            self.steps[at] = int((~unflatten(tensors, fields["size"])["final"]).sum())
+
+    def missing(self) -> list[tuple[int, int, int]]:
+        """Batches before which the same collector's same life has none, though they are not its first."""
+        return [at for at in self.steps if at[2] and (at[0], at[1], at[2] - 1) not in self.steps]
+
+    def problems(self, counted: dict[str, Any]) -> list[str]:
+        """Where the journals and a checkpoint's own account (``trainer.json``) differ, and what is wrong in the journals."""
+        found = [f"batch {at} (collector, life, number) stands twice in the journals" for at in self.twice]
+        found += [
+            f"batch {at} (collector, life, number) follows one that is missing" for at in self.missing()
+        ]
+        for index, slot in enumerate(counted.get(TABLE, [])):
+            mine = sum(steps for at, steps in self.steps.items() if at[0] == index)
+            if mine != slot["steps"]:
+                found.append(f"collector {index}: {mine} steps in the journals, {slot['steps']} counted")
+        return found
+
+
+def growth(rows: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Medians of the second and the last quarter of the time (the first fills buffers), and how much more the last is."""
+    end = max(at for at, _ in rows)
+    second = [value for at, value in rows if end / 4 <= at < end / 2]
+    last = [value for at, value in rows if at >= 3 * end / 4]
+    if not second or not last:
+        return {}
+    return {"second": median(second), "last": median(last), "growth": median(last) / median(second) - 1}
+
+
+def write_report(config: Any, soak: Any, audit: Audit, counted: dict[str, Any]) -> int:
+    """``results.json`` and ``README.md``; 1 when there is a problem."""
+    kinds = sorted({kind for _, kind, _ in soak.memory})
+    memory = {kind: growth([(at, mib) for at, k, mib in soak.memory if k == kind]) for kind in kinds}
+    memory["run folder on disk"] = growth(soak.disk)
+    problems = [*soak.problems, *audit.problems(counted)]
+    for kind, found in memory.items():
+        if found and found["growth"] > config.within:
+            problems.append(
+                f"{kind}: {found['growth']:.1%} more memory at the end than in the second quarter"
+            )
+    pauses: dict[str, list[float]] = {}
+    for kind, seconds in soak.pauses:
+        pauses.setdefault(kind, []).append(seconds)
+    progress = counted.get("progress", {})
+    result = {
+        "minutes": float(config.minutes),
+        "steps": progress.get("steps", 0),
+        "episodes": progress.get("episodes", 0),
+        "batches": len(audit.steps),
+        "lives": len({at[:2] for at in audit.steps}),
+        "killed": soak.killed,
+        "pauses": {k: {"median": median(v), "longest": max(v)} for k, v in pauses.items()},
+        "memory": memory,
+        "problems": problems,
+    }
+    out = Path(config.out)
+    write_json(out / "results.json", result)
+    write_text(out / "README.md", page(result))
+    print(page(result))
+    return 1 if problems else 0
+
+
+def page(result: dict[str, Any]) -> str:
+    """The report in words."""
+    killed = ", ".join(f"{count} {kind}" for kind, count in sorted(result["killed"].items())) or "none"
+    lines = [
+        "# Two hours of training on Ray, processes killed"
+        if result["minutes"] == 120
+        else f"# {result['minutes']:g} minutes of training on Ray, processes killed",
+        "",
+        f"`vla-rl bench soak`: {result['steps']} environment steps, {result['episodes']} episodes; killed (SIGKILL, one after the "
+        f"other, chosen at random): {killed}. *driver* is `vla-rl train` itself, which is then resumed.",
+        "",
+        f"The learner's journals, read from outside: {result['batches']} batches of {result['lives']} collectors' lives.",
+        "",
+        *(f"- **{problem}**" for problem in result["problems"]),
+        *([] if result["problems"] else ["None stands twice, none is missing, every step is counted once."]),
+        "",
+        "| killed | seconds to the next new step in the log: median | longest |",
+        "|---|---|---|",
+        *(f"| {k} | {v['median']:.0f} | {v['longest']:.0f} |" for k, v in sorted(result["pauses"].items())),
+        "",
+        "Memory of a process (what it shares with nobody), medians over the second and the last quarter of the time:",
+        "",
+        "| process | second quarter, MiB | last quarter, MiB | growth |",
+        "|---|---|---|---|",
+        *(
+            f"| {k} | {v['second']:.0f} | {v['last']:.0f} | {v['growth']:+.1%} |"
+            for k, v in result["memory"].items()
+            if v
+        ),
+        "",
+    ]
+    return "\n".join(lines)
