@@ -29,6 +29,7 @@ from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.rollout.curriculum import curriculum_of
 from vla_rl.rollout.evaluate import Evaluation, evaluate
 from vla_rl.runtime.checkpoints import folder_name
+from vla_rl.runtime.distributed.settings import share_of_one
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
 from vla_rl.schedule import Schedule, Stage
@@ -44,11 +45,19 @@ TRAIN_SEEDS = 10_000_000
 
 
 def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
-    """The algorithm of a configuration, around its base policy, for the rows of all its collectors."""
+    """The algorithm of a configuration, around its base policy, for the rows of all its collectors (of several learners: of
+    the first one's).
+    """
     candidates = int(config.algorithm.get("candidates", 1) or 1)
     base = load_base(config.policy, candidates=candidates)
-    rows = env.num_envs * (int(config.get("num_collectors") or 1) if distributed(config) else 1)
-    return build(config.algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
+    collectors, learners = (
+        (int(config.get(name) or 1) if distributed(config) else 1)
+        for name in ("num_collectors", "num_learners")
+    )
+    settings: Any = OmegaConf.to_container(config.algorithm, resolve=True)
+    mine = OmegaConf.create(share_of_one(settings, learners))
+    rows = env.num_envs * -(-collectors // learners)
+    return build(mine, base=base, env_spec=env.env_spec, num_envs=rows)
 
 
 def distributed(config: Any) -> bool:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
+from vla_rl.algorithms.descent import descend
+from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
 from vla_rl.algorithms.groups import Groups
 from vla_rl.algorithms.ppo import RewardScale
@@ -124,7 +126,7 @@ def base_of(base: Policy, needs: str) -> OpenLoop:
     return base
 
 
-class ChunkPPO:
+class ChunkPPO(FromDecisions):
     """The iteration: decisions, advantages, critic, minibatches; a subclass has the policy's loss.
 
     The chunks under way while an iteration's updates are done belong to the next one, with the probabilities they were
@@ -341,21 +343,20 @@ class ChunkPPO:
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, name: str) -> None:
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the {name} loss is {loss.item()} at update {self.updates}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.grad_clip:
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(weights, self.config.grad_clip)
-        optimizer.step()
+        descend(optimizer, loss, self.config.grad_clip)
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
+    def acting_modules(self) -> dict[str, nn.Module]:
+        """What acting needs of the networks: the policy's trained weights."""
+        trained = {
+            k.replace(".", "/"): p for k, p in self.actor.network.named_parameters() if p.requires_grad
+        }
+        return {self.trained_name: nn.ParameterDict(trained)}
+
     def _modules(self) -> Mapping[str, nn.Module]:
-        trained = nn.ParameterDict(
-            {k.replace(".", "/"): p for k, p in self.actor.network.named_parameters() if p.requires_grad}
-        )
         target = {"target": self.replayed.target} if self.config.critic_updates else {}
-        return {"encoder": self.encoder, "critic": self.critic, self.trained_name: trained} | target
+        return {"encoder": self.encoder, "critic": self.critic} | self.acting_modules() | target
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}

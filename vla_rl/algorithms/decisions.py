@@ -137,6 +137,24 @@ class Decisions:
         self._closed = [[] for _ in self._closed]
         return batch
 
+    def rows_over(self) -> Tensor:
+        """[N] the row of each decision in ``over``."""
+        return torch.tensor([row for row, own in enumerate(self._closed) for _ in own], dtype=torch.long)
+
+    def receive(self, decisions: TensorDict, rows: Tensor) -> None:
+        """Decisions [N] that are over, made elsewhere in the rows ``rows`` [N]; each row's in the order in which they were made."""
+        for decision, row in zip(decisions.unbind(0), rows.tolist(), strict=True):
+            self._closed[row].append(decision)
+
+    def interrupt(self, rows: Tensor | None = None) -> None:
+        """Nothing follows the newest decision of ``rows`` [k] (None: of all), and what is under way there is forgotten."""
+        for row in range(len(self._closed)) if rows is None else rows.tolist():
+            self._fresh.pop(row, None)
+            self._open.pop(row, None)
+            self._elapsed[row] = 0
+            if self._closed[row]:
+                self._closed[row][-1]["ended"] = torch.tensor(True)
+
     def take(self, value: Any, gamma: float, lam: float, scale: float = 1.0) -> TensorDict:
         """All that are over, as a batch [N] with ``advantage``, ``value`` and ``return`` [N]; they are forgotten here.
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
+from vla_rl.algorithms.descent import descend
+from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
 from vla_rl.data.ring import Ring
 from vla_rl.environment import EnvSpec
@@ -114,7 +116,7 @@ def _check(config: DSRLConfig) -> None:
         raise UserError(f"algorithm.temperature={config.temperature} must be above 0")
 
 
-class DSRL:
+class DSRL(FromDecisions):
     """See the module's docstring.
 
     Args:
@@ -209,6 +211,9 @@ class DSRL:
         """Take frames of the decisions that ``policy`` made."""
         self.decisions.observe(frames, rows)
         self.steps += int((~frames["final"]).sum())
+        self._stored()
+
+    def _stored(self) -> None:
         over = self.decisions.pop()
         if over is None:
             return
@@ -216,6 +221,16 @@ class DSRL:
         self.decided += int(own.sum())
         if own.any():
             self.ring.append(over[own].exclude("own"))
+        self._set_phase()
+
+    def reached(self) -> dict[str, int]:
+        """Steps and, which the warm-up goes by, decisions."""
+        return {"steps": self.steps, "decided": self.decided}
+
+    def reach(self, steps: int, decided: int = 0) -> None:
+        """Be where the learning half is: others act too."""
+        super().reach(steps)
+        self.decided = max(decided, self.decided)
         self._set_phase()
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
@@ -328,12 +343,13 @@ class DSRL:
     def _step(self, loss: Tensor, name: str) -> None:
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the {name} loss is {loss.item()} at update {self.updates}")
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(self.optimizers[name], loss)
 
     # ---- checkpoints ------------------------------------------------------------------------------------
+
+    def acting_modules(self) -> dict[str, nn.Module]:
+        """The networks that acting needs."""
+        return {"encoder": self.encoder, "actor": self.actor}
 
     def _modules(self) -> Mapping[str, nn.Module]:
         modules: dict[str, nn.Module] = {

@@ -159,6 +159,11 @@ class Experience:
         rows = torch.zeros(len(frames), dtype=torch.long) if rows is None else rows
         self.demonstrations.append(self._kept(frames), rows)
 
+    @property
+    def can_sample(self) -> bool:
+        """Whether ``batch`` has anything to draw from."""
+        return _whole(self.online) or _whole(self.warmup) or len(self.demonstrations) > 0
+
     def batch(
         self,
         size: int,
@@ -176,8 +181,7 @@ class Experience:
             demonstration_share: share of demonstrations, when there are any.
             anchor_share: least share of the warm-up in the rest; its natural share is its share of frames.
         """
-        have_online = len(self.online) > 2 * self.online.rows  # certain to hold a complete transition
-        have_warmup = len(self.warmup) > 2 * self.warmup.rows
+        have_online, have_warmup = map(_whole, (self.online, self.warmup))
         taken = [(b, b.interventions()) for b in (self.warmup, self.online)] if self.intervened else []
         helped = sum(len(index) for _, index in taken)
         shown = round(size * demonstration_share) if len(self.demonstrations) or helped else 0
@@ -218,6 +222,11 @@ class Experience:
         for name, buffer in self.buffers.items():
             buffer.load(folder / name)
         self.intervened = any(len(b.interventions()) for b in (self.warmup, self.online))
+
+
+def _whole(buffer: ReplayBuffer) -> bool:
+    """Whether it is certain to hold a complete transition."""
+    return len(buffer) > 2 * buffer.rows
 
 
 def join(parts: list[TensorDict]) -> TensorDict:

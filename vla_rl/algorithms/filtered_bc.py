@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
+from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.experience import Encoder, Experience
 from vla_rl.algorithms.residual_td3 import Actor
 from vla_rl.environment import EnvSpec
@@ -201,9 +202,7 @@ class FilteredBC:
         loss = (self.scale * self.actor(features, base) - wanted).square().mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the cloning loss is {loss.item()} at update {self.updates}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        descend(self.optimizer, loss)
         self.updates += 1
         return {"actor_loss": loss.detach()}
 

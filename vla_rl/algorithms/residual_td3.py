@@ -22,6 +22,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
+from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.experience import Encoder, Experience
 from vla_rl.config import nearest
 from vla_rl.environment import EnvSpec
@@ -296,10 +297,30 @@ class ResidualTD3:
         self.steps += int((~frames["final"]).sum())
         self._set_phase()
 
+    def reached(self) -> dict[str, int]:
+        """What ``reach`` of an acting half has to know."""
+        return {"steps": self.steps}
+
     def reach(self, steps: int) -> None:
         """Be in the phase of environment step ``steps``, or of a later one: others collect too."""
-        self.steps = max(steps, self.steps)
+        self.be_at(max(steps, self.steps))
+
+    def be_at(self, steps: int) -> None:
+        """Be at environment step ``steps`` of all who collect, of whose frames this learner may have a part."""
+        over = self.steps < self.config.warmup_steps <= steps
+        self.steps = steps
+        if over:
+            self.experience.end_warmup()
         self._set_phase()
+
+    def reseed(self, seed: int) -> None:
+        """Draw other batches and noise than a learner of the same seed beside this one."""
+        self.generator.manual_seed(seed)
+
+    @property
+    def can_update(self) -> bool:
+        """Whether there is anything to draw a batch from."""
+        return self.experience.can_sample
 
     def interrupt(self, rows: Tensor | None = None) -> None:
         """Close the episodes in flight (of ``rows`` [k]; None: of all) as truncated: whoever played them is gone."""
@@ -383,7 +404,7 @@ class ResidualTD3:
         features = self.encoder(batch["observation"], True, self.generator)
         with self._products():
             loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
-        self._step(self.critic_optimizer, loss)
+        descend(self.critic_optimizer, loss, config.grad_clip)
         metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
         self.updates += 1
         polyak(self.target_critic, self.critic, config.tau)
@@ -416,7 +437,7 @@ class ResidualTD3:
         self.critic.requires_grad_(False)
         with self._products():
             loss, size = self._actor_loss_fn(features, base, members)
-        self._step(self.actor_optimizer, loss)
+        descend(self.actor_optimizer, loss, self.config.grad_clip)
         self.critic.requires_grad_(True)
         return {"actor_loss": loss.detach(), "residual": size}
 
@@ -447,13 +468,6 @@ class ResidualTD3:
 
     def _normal(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.grad_clip, foreach=True)
-        optimizer.step()
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ def run(overrides: list[str]) -> int:
     work = Path(config.work)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    soak, audit = Soak(), Audit(work / "run" / "batches", work / "journals")
+    soak, audit = Soak(), Audit(work / "run", work / "journals")
     driver = _Driver(config, work)
     try:
         _watch(config, soak, audit, driver)
@@ -132,7 +132,7 @@ def _kind(process: psutil.Process) -> str:
         words = " ".join(process.cmdline())
     except psutil.Error:
         return "ray"
-    return next((kind for kind, name in KINDS.items() if words.startswith(name)), "ray")
+    return next((kind for kind, names in KINDS.items() if words.startswith(names)), "ray")
 
 
 def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
@@ -159,7 +159,11 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
             return
         if now < next_kill or not steps or now - began > 60 * config.minutes - config.every:
             continue
-        kind = chance.choice([k for k in config.kinds if members[k]] or ["driver"])
+        # A command that has not come back yet has nothing new to lose.
+        able = [k for k in config.kinds if members[k] and not (k == "driver" and waiting)]
+        if not able:
+            continue
+        kind = chance.choice(able)
         victim = chance.choice(members[kind])
         next_kill = now + float(config.every)
         waiting = waiting or (kind, now)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_rl.data.journal import recover
 from vla_rl.learner.messages import unflatten, unpack
-from vla_rl.runtime.distributed.learner import TABLE
+from vla_rl.runtime.distributed.learner import BATCHES, TABLE
 from vla_rl.runtime.metrics import write_json, write_text
 
 
@@ -18,31 +18,36 @@ class Audit:
     """Every journalled batch of a run, read from second names of the journals, which outlive their deletion.
 
     Args:
-        batches: where the learner keeps its journals.
+        run: folder of the run, in which each learner keeps its journals in a folder of its own.
         links: folder for the second names, on the same file system.
     """
 
-    def __init__(self, batches: Path, links: Path) -> None:
-        self.batches, self.links = batches, links
+    def __init__(self, run: Path, links: Path) -> None:
+        self.run, self.links = run, links
         links.mkdir(parents=True, exist_ok=True)
-        self.seen: set[str] = set()
         self.steps: dict[tuple[int, int, int], int] = {}
         """(collector, generation, number) -> environment steps in that batch."""
         self.twice: list[tuple[int, int, int]] = []
+        self._named: dict[str, Path] = {}
+        """Second name -> the learner's own, of all that have not been read yet."""
+        self._done: set[str] = set()
 
     def look(self, final: bool = False) -> None:
         """Name what is new; read what the learner has deleted, which is whole by then (``final``: all)."""
-        for path in self.batches.glob("*.journal"):
-            if path.name not in self.seen:
+        for path in self.run.glob(f"{BATCHES}*/*.journal"):
+            name = f"{path.parent.name}-{path.name}"
+            if name not in self._named and name not in self._done:
                 try:
-                    os.link(path, self.links / path.name)
+                    os.link(path, self.links / name)
                 except FileNotFoundError:  # deleted since
                     continue
-                self.seen.add(path.name)
-        for path in sorted(self.links.glob("*.journal")):
-            if final or not (self.batches / path.name).exists():
-                self._read(path)
-                path.unlink()
+                self._named[name] = path
+        for name, path in list(self._named.items()):
+            if final or not path.exists():
+                self._read(self.links / name)
+                (self.links / name).unlink()
+                self._done.add(name)
+                del self._named[name]
 
     def _read(self, path: Path) -> None:
         for record in recover(path):

@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.data.journal import Journal, recover
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
@@ -71,7 +72,7 @@ class RemoteLearner:
         every: float = 1.0,
         nice: int = 5,
     ) -> None:
-        if not hasattr(local, "acting_modules"):
+        if learns_from_decisions(local) or not hasattr(local, "acting_modules"):
             raise UserError(
                 f"run.learner=process: {type(local).__name__} learns only where it acts; set run.learner=inline"
             )

@@ -12,7 +12,8 @@ from vla_rl.errors import UserError
 from vla_rl.learner.process import weights
 from vla_rl.runtime.distributed import collector as collector_module
 from vla_rl.runtime.distributed.collector import DistributedCollector, Unreachable
-from vla_rl.runtime.distributed.learner import DistributedLearner, Settings
+from vla_rl.runtime.distributed.learner import DistributedLearner
+from vla_rl.runtime.distributed.settings import Settings
 from vla_rl.runtime.run_folder import RunFolder
 
 ALGORITHM = {
@@ -48,17 +49,18 @@ def collector(index, learner, **more):
     return DistributedCollector(index, config, learner, MINE, base=Walk(0.05), env=Reach(2), **more)
 
 
+def stored_in(learner, row):
+    """Frames in replay that are steps, in one row."""
+    total = 0
+    for buffer in (learner.learner.experience.warmup, learner.learner.experience.online):
+        index = row * buffer.length + torch.arange(int(buffer.filled[row]))
+        total += int((~buffer.final[index]).sum())
+    return total
+
+
 def stored(learner):
-    """Frames in replay that are steps, in the rows of each collector."""
-    counts = []
-    for place in range(2):
-        rows, total = learner._rows(place), 0
-        for buffer in (learner.learner.experience.warmup, learner.learner.experience.online):
-            for row in rows.tolist():
-                index = row * buffer.length + torch.arange(int(buffer.filled[row]))
-                total += int((~buffer.final[index]).sum())
-        counts.append(total)
-    return counts
+    """The same in the rows of each collector."""
+    return [sum(stored_in(learner, row) for row in learner._rows(place).tolist()) for place in range(2)]
 
 
 class Forgetful:
@@ -89,9 +91,11 @@ def test_two_collectors_fill_one_replay_and_follow_its_weights(tmp_path, monkeyp
         thread.join(120)
         assert not thread.is_alive()
     status = learner.status()
-    assert status["steps"] >= 600 and sum(status["collected"]) == status["steps"]
+    assert status["steps"] >= 600 and sum(status["collected"].values()) == status["steps"]
     assert learner.settle(60.0) == 0 and learner.status()["updates"] > 50
-    assert stored(learner) == status["collected"], "interrupted episodes aside, each step is there once"
+    assert stored(learner) == list(status["collected"].values()), (
+        "interrupted episodes aside, each step is there once"
+    )
     time.sleep(0.5)
     each[0]._heard(learner.hail())
     theirs = weights(learner.learner)
@@ -143,7 +147,7 @@ def test_a_new_learner_goes_on_where_the_dead_one_was(tmp_path, monkeypatch):
         said = first.save(str(folder / "algorithm"))
         state = {
             "progress": {"episodes": 0, "recent": [], "seconds": 1.0},
-            "distributed": said["distributed"],
+            "distributed": list(said["distributed"].values()),
         }
         (folder / "trainer.json").write_text(json.dumps(state))
 

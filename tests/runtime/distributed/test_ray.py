@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "policies"))
 
@@ -23,6 +25,8 @@ from vla_rl.errors import UserError
 from vla_rl.runtime.distributed import actors
 from vla_rl.runtime.distributed.actors import connect
 from vla_rl.runtime.distributed.driver import begin_from, check_distributed, fingerprint_of
+from vla_rl.runtime.distributed.learner import part_of
+from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import distributed
 
@@ -73,9 +77,9 @@ def words_of(process):
         return ""
 
 
-def kill_in_turn(over, lost):
-    """kill -9 a collector, the inference worker and the learner, one after the other, a few seconds apart."""
-    for name in ("CollectorActor", "InferenceActor", "LearnerActor"):
+def kill_in_turn(over, lost, names):
+    """kill -9 a process of each name, one after the other, a few seconds apart."""
+    for name in names:
         while not over.is_set():  # a busy machine may take minutes to the first step
             here = psutil.Process().children(recursive=True)
             mine = [p for p in here if f"ray::{name}" in words_of(p)]
@@ -87,29 +91,37 @@ def kill_in_turn(over, lost):
         over.wait(3)
 
 
-def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, tmp_path):
-    metrics = tmp_path / "ray" / "metrics.jsonl"
+def train_and_kill(words, root, names):
+    """Folder of a run in which a process of each name was killed."""
+    metrics = root / "ray" / "metrics.jsonl"
 
     def steps():
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
     over, lost = threading.Event(), {"steps": steps, "killed": []}
-    chaos = threading.Thread(target=kill_in_turn, args=(over, lost))
+    chaos = threading.Thread(target=kill_in_turn, args=(over, lost, names))
     chaos.start()
     try:
-        folder = train(words(base, tmp_path))
+        folder = train(words)
     finally:
         over.set()
         chaos.join()
-    assert lost["killed"] == ["CollectorActor", "InferenceActor", "LearnerActor"]
+    assert lost["killed"] == list(names)
+    return folder
+
+
+def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, tmp_path):
+    folder = train_and_kill(
+        words(base, tmp_path), tmp_path, ("CollectorActor", "InferenceActor", "LearnerActor")
+    )
     newest = RunFolder.latest_in(folder)
     state = json.loads((newest / "trainer.json").read_text())
     counters = json.loads((newest / "algorithm" / "algorithm.json").read_text())
     assert state["progress"]["steps"] == counters["steps"] >= GOAL
     assert sum(slot["steps"] for slot in state["distributed"]) == counters["steps"]
     assert max(slot["generation"] for slot in state["distributed"]) >= 2, "a collector was replaced"
-    last = json.loads(metrics.read_text().splitlines()[-1])
+    last = read_metrics(folder / "metrics.jsonl")[-1]
     assert last["lost_learner"] >= 1 and last["lost_collector"] >= 1 and last["due"] == 0
     assert (folder / "report.json").is_file()
     more = compose("train", words(base, tmp_path))
@@ -119,9 +131,47 @@ def test_a_run_survives_the_death_of_every_part_and_counts_each_step_once(base, 
     )
 
 
+def test_two_learners_survive_the_death_of_one_and_go_on_together(base, tmp_path):
+    more = {"num_learners": 2, "num_inference": 0, "algorithm.batch_size": 64}
+    folder = train_and_kill(words(base, tmp_path, **more), tmp_path, ("ShardActor",))
+    newest = RunFolder.latest_in(folder)
+    state = json.loads((newest / "trainer.json").read_text())
+    parts = [newest / part_of(rank) for rank in range(2)]
+    first, second = (json.loads((part / "algorithm.json").read_text()) for part in parts)
+    assert first["updates"] == second["updates"] > 0 and first["config"]["batch_size"] == 32
+    assert sum(slot["steps"] for slot in state["distributed"]) == state["progress"]["steps"] >= GOAL
+    ours, theirs = (load_file(part / "algorithm.safetensors") for part in parts)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("module."))
+    assert read_metrics(folder / "metrics.jsonl")[-1]["lost_learner"] >= 1
+
+
+def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
+    small = {"chunk_size": 4, "n_action_steps": 4, "hidden": [32], "std_first": 0.3}
+    base = tiny.lerobot_folder(
+        tmp_path / "gaussian", "gaussian_nano", images=False, env_state=39, state=4, action=4, **small
+    )
+    spare = {"algorithm.warmup_steps", "algorithm.critic_updates", "demonstrations.episodes"}
+    plain = [w for w in words(base, tmp_path) if w.split("=")[0] not in spare]
+    more = [
+        "algorithm=dppo",
+        "demonstrations=none",
+        "algorithm.decisions=60",
+        "algorithm.epochs=2",
+        "algorithm.batch_size=30",
+    ]
+    with pytest.raises(UserError, match="num_inference=1: collectors of DPPO run the policy themselves"):
+        train([*plain, *more])
+    folder = train([*plain, *more, "num_inference=0", "run.name=on_policy"])
+    rows = read_metrics(folder / "metrics.jsonl")
+    counters = json.loads((RunFolder.latest_in(folder) / "algorithm" / "algorithm.json").read_text())
+    assert counters["iteration"] >= 2 and counters["steps"] >= GOAL
+    assert all(rows[-1][f"collected_{place}"] > 100 for place in range(2)) and "approx_kl" in rows[-1]
+
+
 def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path):
     for setting, value, match in (
         ("num_collectors", 0, "num_collectors=0"),
+        ("num_learners", 3, "num_learners=3 num_collectors=2"),
         ("run.learner", "process", "run.learner"),
         ("curriculum", "near_half", "curriculum"),
         ("teleop", "overseer", "teleop"),

@@ -6,14 +6,19 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import UserError
 from vla_rl.policies.remote import Remote
 from vla_rl.runtime.distributed.collector import DistributedCollector, Unreachable
-from vla_rl.runtime.distributed.learner import DistributedLearner, Settings
+from vla_rl.runtime.distributed.learner import TABLE, DistributedLearner, part_of
+from vla_rl.runtime.distributed.settings import Settings
 from vla_rl.serving.client import RemoteError
 from vla_rl.serving.protocol import VERSION
+
+log = logging.getLogger("vla_rl.distributed")
 
 ANSWER = 60.0
 """Seconds that one call may take."""
@@ -73,45 +78,132 @@ def asked(ray: Any, reference: Any, seconds: float = ANSWER) -> Any:
         raise Unreachable(type(error).__name__) from error
 
 
-class LearnerActor(DistributedLearner):
-    """``DistributedLearner`` in a process of its own, which Ray starts again when it dies."""
+class ShardActor(DistributedLearner):
+    """One of several learners, in a process of its own. Where another one dies all end, and begin anew together."""
 
     def __init__(self, settings: Settings, folder: str) -> None:
         os.chdir(folder)
         super().__init__(settings)
+
+    def abandoned(self, error: RuntimeError) -> None:
+        """End the process: updates are made together or not at all."""
+        log.warning("learner %d has lost another: %s", self.settings.rank, error)
+        os._exit(1)
 
     def pid(self) -> int:
         """Of its process."""
         return os.getpid()
 
 
+class LearnerActor(ShardActor):
+    """The first learner, which Ray starts again when it dies; it starts the others, which end with it."""
+
+    def __init__(self, settings: Settings, folder: str) -> None:
+        self.others: list[Any] = []
+        if settings.learners > 1:
+            import ray
+
+            settings = replace(settings, meeting=f"{ray.util.get_node_ip_address()}:{_free_port()}")
+            options = {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": concurrency(settings)}
+            remote = ray.remote(**options)(ShardActor)
+            self.others = [
+                remote.remote(replace(settings, rank=rank), folder) for rank in range(1, settings.learners)
+            ]
+        super().__init__(settings, folder)
+
+    def shard(self, collector: int) -> Any:
+        """Who has the place of a collector; None = this one."""
+        rank = collector % self.settings.learners
+        return self.others[rank - 1] if rank else None
+
+    def status(self) -> dict[str, Any]:
+        """Of all learners."""
+        status = super().status()
+        for other in self._ask_others("status"):
+            status["episodes"] += other["episodes"]
+            status["recent"] += other["recent"]
+            status["collected"] |= other["collected"]
+            for name in ("repeated", "recovered"):
+                status["metrics"][name] += other["metrics"][name]
+        return status
+
+    def save(self, folder: str) -> dict[str, Any]:
+        """All parts of a checkpoint, beside one another: ``folder`` is this one's."""
+        parts = [f"{Path(folder).parent / part_of(rank)}" for rank in range(1, self.settings.learners)]
+        references = [other.save.remote(part) for other, part in zip(self.others, parts, strict=True)]
+        said = super().save(folder)
+        for other in self._answers(references):
+            said["tally"]["episodes"] += other["tally"]["episodes"]
+            said["tally"]["recent"] += other["tally"]["recent"]
+            said[TABLE] |= other[TABLE]
+        said[TABLE] = [said[TABLE][place] for place in sorted(said[TABLE])]
+        return said
+
+    def stop(self) -> None:
+        """Tell all collectors to end."""
+        super().stop()
+        self._ask_others("stop")
+
+    def _ask_others(self, method: str) -> list[Any]:
+        return self._answers([getattr(other, method).remote() for other in self.others])
+
+    def _answers(self, references: list[Any]) -> list[Any]:
+        if not references:
+            return []
+        import ray
+
+        return [asked(ray, reference) for reference in references]
+
+
+def concurrency(settings: Settings) -> int:
+    """Calls that a learner answers at a time: of its collectors, the driver and others."""
+    return 6 + 2 * settings.collectors
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
 class RayLearner:
     """A learner actor as a collector sees it.
 
     Args:
-        handle: of a ``LearnerActor``.
+        handle: of the ``LearnerActor``, which knows who of several has the collector's place.
+        collector: its number.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, collector: int) -> None:
         import ray
 
-        self.ray, self.handle = ray, handle
+        self.ray, self.handle, self.collector = ray, handle, collector
+        self._mine: Any = None
 
-    def join(self, collector: int, fingerprint: dict[str, str]) -> dict[str, int]:
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._mine is None:
+                self._mine = asked(self.ray, self.handle.shard.remote(self.collector)) or self.handle
+            return asked(self.ray, getattr(self._mine, method).remote(*arguments))
+        except Unreachable:
+            self._mine = None  # another may have its place
+            raise
+
+    def join(self, collector: int, fingerprint: dict[str, str]) -> dict[str, Any]:
         """See ``DistributedLearner``."""
-        return asked(self.ray, self.handle.join.remote(collector, fingerprint))
+        return self._ask("join", collector, fingerprint)
 
     def push(self, collector: int, generation: int, number: int, message: bytes) -> dict[str, Any]:
         """See ``DistributedLearner``."""
-        return asked(self.ray, self.handle.push.remote(collector, generation, number, message))
+        return self._ask("push", collector, generation, number, message)
 
     def hail(self) -> dict[str, Any]:
         """See ``DistributedLearner``."""
-        return asked(self.ray, self.handle.hail.remote())
+        return self._ask("hail")
 
     def weights_since(self, version: int) -> list[bytes]:
         """See ``DistributedLearner``."""
-        return asked(self.ray, self.handle.weights_since.remote(version))
+        return self._ask("weights_since", version)
 
 
 class InferenceActor:
@@ -211,7 +303,7 @@ class CollectorActor:
             candidates = int(config["algorithm"].get("candidates", 1) or 1)
             base = OpenLoop(Inferred(inference, index), config["policy"].get("horizon"), candidates)
         collector = DistributedCollector(
-            index, config, RayLearner(learner), fingerprint, base=base, every=every
+            index, config, RayLearner(learner, index), fingerprint, base=base, every=every
         )
         try:
             return collector.run()

@@ -15,6 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import flatten, pack
 from vla_rl.learner.process import load_weights, weights
@@ -107,6 +108,7 @@ class DistributedCollector:
         self.algorithm: Any = build(node.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
         own = weights(self.algorithm)
         self.followed = Followed(own, self._ask)
+        self.decides = learns_from_decisions(self.algorithm)
         self._batch: list[tuple[TensorDict, Tensor]] = []
         self._episodes: list[bool] = []
         self.generation = self.number = 0
@@ -122,7 +124,7 @@ class DistributedCollector:
         """
         joined = self._until(lambda: self.learner.join(self.index, self.fingerprint))
         self.generation, self.number = joined["generation"], 0
-        self.algorithm.reach(joined["steps"])
+        self.algorithm.reach(**joined["reached"])
         self._update()
         collector = Collector(
             self.env, self.algorithm.policy, self._scene, sink=self._keep, on_episode=self._ended
@@ -144,6 +146,9 @@ class DistributedCollector:
         return TRAIN_SEEDS * (1 + self.seed) + number
 
     def _keep(self, frames: TensorDict, rows: Tensor) -> None:
+        if self.decides:
+            self.algorithm.assemble(frames, rows)
+            return
         self._batch.append((frames.clone(), rows.clone()))
         self.algorithm.count(frames)
 
@@ -154,16 +159,23 @@ class DistributedCollector:
     def _send(self) -> None:
         """One batch, on its way while the next is played; before it, whatever the one before has brought back."""
         self._confirm()
-        frames = torch.cat([frames for frames, _ in self._batch])
-        rows = torch.cat([rows for _, rows in self._batch]).tolist()
-        fields = {"size": len(frames), "rows": rows, "episodes": self._episodes}
-        message = pack("frames", flatten(frames), version=self.followed.version, **fields)  # pyright: ignore[reportArgumentType]
-        number = self.number
+        message, number = self._message(), self.number
         self.number += 1
         self._batch, self._episodes = [], []
         self._sent = self._sender.submit(
             self._until, lambda: self.learner.push(self.index, self.generation, number, message)
         )
+
+    def _message(self) -> bytes:
+        """What was played since the last one: frames, or the decisions that are over."""
+        fields: dict[str, Any] = {"version": self.followed.version, "episodes": self._episodes}
+        if self.decides:
+            over, rows, steps = self.algorithm.hand_over()
+            tensors = {} if over is None else flatten(over)
+            return pack("decisions", tensors, size=len(rows), rows=rows.tolist(), steps=steps, **fields)
+        frames: Any = torch.cat([frames for frames, _ in self._batch])
+        rows = torch.cat([rows for _, rows in self._batch])
+        return pack("frames", flatten(frames), size=len(frames), rows=rows.tolist(), **fields)
 
     def _confirm(self) -> None:
         """Wait until the batch that is on its way has arrived."""
@@ -173,7 +185,7 @@ class DistributedCollector:
 
     def _heard(self, answer: dict[str, Any]) -> None:
         self.answer = answer
-        self.algorithm.reach(answer["steps"])
+        self.algorithm.reach(**answer["reached"])
         if answer["version"] != self.followed.version:
             self._update()
 

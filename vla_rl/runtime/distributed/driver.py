@@ -16,15 +16,31 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.errors import UserError
-from vla_rl.runtime.distributed.actors import CollectorActor, InferenceActor, LearnerActor, asked, connect
+from vla_rl.runtime.distributed.actors import (
+    CollectorActor,
+    InferenceActor,
+    LearnerActor,
+    asked,
+    concurrency,
+    connect,
+)
 from vla_rl.runtime.distributed.collector import Unreachable
-from vla_rl.runtime.distributed.learner import BATCHES, TABLE, Settings
+from vla_rl.runtime.distributed.learner import BATCHES, LEARNERS, TABLE, check_places
+from vla_rl.runtime.distributed.settings import Settings
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
 
-LAUNCHER: dict[str, Any] = {"address": None, "cpus": None, "every": 10, "publish": 1.0, "max_due": 2000}
+LAUNCHER: dict[str, Any] = {
+    "address": None,
+    "cpus": None,
+    "every": 10,
+    "publish": 1.0,
+    "max_due": 2000,
+    "gpus": 0,
+}
 """Of a run that was begun without Ray (``configs/launcher/ray.yaml``)."""
 
 START = 300.0
@@ -44,8 +60,13 @@ def check_distributed(config: Any) -> None:
         UserError: naming the setting.
     """
     collectors, inference = config.get("num_collectors"), config.get("num_inference") or 0
+    learners = config.get("num_learners", 1)
     if not collectors or int(collectors) < 1 or int(inference) < 0:
         raise UserError(f"num_collectors={collectors} num_inference={inference}: at least 1, and 0 or more")
+    if not learners or not 1 <= int(learners) <= int(collectors):
+        raise UserError(
+            f"num_learners={learners} num_collectors={collectors}: at least 1 learner, and a collector for each"
+        )
     used = {
         "run.learner": config.run.get("learner", "inline") != "inline",
         "teleop": (config.get("teleop") or {}).get("_target_"),
@@ -113,6 +134,7 @@ class Distributed:
         settings = Settings(
             algorithm=algorithm,  # type: ignore[arg-type]
             base=trainer.algorithm.policy.base.spec,
+            policy=self.plain["policy"] if learns_from_decisions(trainer.algorithm) else None,
             env=trainer.env.env_spec,
             rows=trainer.env.num_envs,
             collectors=int(config.num_collectors),
@@ -123,10 +145,12 @@ class Distributed:
             threads=int(config.run.threads or 1),
             publish=float(self.launcher["publish"]),
             max_due=int(self.launcher["max_due"]),
+            learners=int(config.get("num_learners") or 1),
+            gpus=float(self.launcher["gpus"]),
         )
-        remote = self.ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=4 + 2 * settings.collectors)(
-            LearnerActor
-        )
+        settings.mine()  # refused here, not in another process
+        options = {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": concurrency(settings)}
+        remote = self.ray.remote(max_restarts=-1, **options)(LearnerActor)
         return remote.remote(settings, self.folder)
 
     def _collect(self, index: int) -> None:
@@ -197,20 +221,43 @@ def begin_from(trainer: Any) -> None:
     A checkpoint of a learner says which of the journalled batches it has; any other knows none of them.
 
     Raises:
-        UserError: an algorithm that learns only where it acts, or another number of collectors than before.
+        UserError: an algorithm that learns only where it acts, settings that it does not go with, or another number of collectors than before.
     """
     if not hasattr(trainer.algorithm, "acting_modules"):
         raise UserError(
             f"launcher=ray: {type(trainer.algorithm).__name__} learns only where it acts; set launcher=local"
         )
+    if learns_from_decisions(trainer.algorithm):
+        _check_decisions(trainer)
     newest = trainer.run.latest_checkpoint()
-    table = json.loads((newest / "trainer.json").read_text()).get(TABLE) if newest else None
+    state = json.loads((newest / "trainer.json").read_text()) if newest else {}
+    table = state.get(TABLE)
     if table is None:
-        shutil.rmtree(trainer.run.path / BATCHES, ignore_errors=True)
+        for folder in trainer.run.path.glob(BATCHES + "*"):
+            shutil.rmtree(folder, ignore_errors=True)
         trainer.checkpoint()
-    elif len(table) != int(trainer.config.num_collectors):
+        return
+    config = trainer.config
+    check_places(
+        table, state.get(LEARNERS, 1), int(config.num_collectors), int(config.get("num_learners") or 1)
+    )
+
+
+def _check_decisions(trainer: Any) -> None:
+    """Refuse what learning from decisions of several processes does not go with.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    name = type(trainer.algorithm).__name__
+    if trainer.config.get("num_inference"):
         raise UserError(
-            f"the run was begun with num_collectors={len(table)}, whose rows its replay has: continue with as many"
+            f"num_inference={trainer.config.num_inference}: collectors of {name} run the policy themselves; set num_inference=0"
+        )
+    if trainer.config.algorithm.get("group"):
+        raise UserError(
+            f"launcher=ray: algorithm.group={trainer.config.algorithm.group} compares episodes of one process; set "
+            "algorithm.group=0, or launcher=local"
         )
 
 
@@ -273,7 +320,7 @@ def _values(parts: Distributed, status: dict[str, Any]) -> dict[str, Any]:
     values = {"seconds": status["seconds"], "episodes": status["episodes"], "due": status["due"]}
     if status["recent"]:
         values["success"] = sum(status["recent"]) / len(status["recent"])
-    values |= {f"collected_{i}": steps for i, steps in enumerate(status["collected"])}
+    values |= {f"collected_{i}": steps for i, steps in status["collected"].items()}
     values |= {f"lost_{kind}": len(times) for kind, times in parts.deaths.items()}
     return values | status["metrics"]
 
@@ -292,6 +339,7 @@ def _checkpoint(trainer: Any, parts: Distributed) -> Path:
             "episodes_started": said["tally"]["episodes"],
             "rng": rng_state(),
             TABLE: said[TABLE],
+            LEARNERS: int(trainer.config.get("num_learners") or 1),
         }
         (path / "trainer.json").write_text(json.dumps(state))
 

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from vla_rl.algorithms.base import make_updates
+from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.data.journal import Journal, recover
-from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import unflatten, unpack
 from vla_rl.learner.process import Absent, weights
-from vla_rl.policies.base import PolicySpec
 from vla_rl.runtime.distributed.history import Published
+from vla_rl.runtime.distributed.ranks import Ranks
+from vla_rl.runtime.distributed.settings import Settings, Slot, Tally
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import WINDOW
 
@@ -38,65 +39,44 @@ JOURNALS = 3
 BATCHES = "batches"
 """Folder of the journals in a run's folder."""
 
+LEARNERS = "learners"
+"""Key of ``trainer.json``: how many there were."""
+
 TABLE = "distributed"
 """Key of ``trainer.json`` under which a checkpoint keeps who has sent what."""
 
 
-@dataclass
-class Settings:
-    """What a learner is made of; plain enough to travel.
+def part_of(rank: int) -> str:
+    """Folder of a learner's part in a checkpoint."""
+    return f"algorithm-{rank}" if rank else "algorithm"
 
-    Attributes:
-        algorithm: its configuration (plain containers with ``_target_``).
-        base: spec of the frozen base, which acts elsewhere.
-        env: spec of the environment.
-        rows: of each collector.
-        collectors: how many at most.
-        run: folder of the run.
-        steps: environment steps at which all stop.
-        fingerprint: of code and configuration; collectors of another one are refused.
-        seed: of everything random here.
-        threads: torch threads.
-        publish: seconds between two versions of the weights.
-        max_due: updates owed from which collectors wait.
+
+def check_places(table: Sequence[Any], had: int, collectors: int, learners: int) -> None:
+    """Refuse to go on with other parts than a run was begun with: its replays are divided among them.
+
+    Args:
+        table: of a checkpoint, one entry for each collector.
+        had: learners then.
+        collectors: now.
+        learners: now.
+
+    Raises:
+        UserError: with the numbers of then.
     """
-
-    algorithm: dict[str, Any]
-    base: PolicySpec
-    env: EnvSpec
-    rows: int
-    collectors: int
-    run: str
-    steps: int
-    fingerprint: dict[str, str]
-    seed: int = 0
-    threads: int = 1
-    publish: float = 1.0
-    max_due: int = 2000
+    if (len(table), had) != (collectors, learners):
+        raise UserError(
+            f"the run was begun with num_collectors={len(table)} num_learners={had}, whose rows its replay has: continue with as many"
+        )
 
 
-@dataclass
-class Slot:
-    """One collector's place: ``rows`` rows of the replay.
+def _base(settings: Settings) -> Any:
+    if settings.policy is None:
+        return Absent(settings.base)
+    from omegaconf import OmegaConf
 
-    Attributes:
-        generation: how many have had it; only the newest one's batches count.
-        received: number of its newest batch; -1 = none.
-        steps: environment steps from here, of all generations.
-    """
+    from vla_rl.policies.load import load_base
 
-    generation: int = 0
-    received: int = -1
-    steps: int = 0
-
-
-@dataclass
-class Tally:
-    """What all collectors have done; saved with every checkpoint."""
-
-    episodes: int = 0
-    recent: list[bool] = field(default_factory=list)
-    seconds: float = 0.0
+    return load_base(OmegaConf.create(settings.policy))
 
 
 class DistributedLearner:
@@ -119,10 +99,10 @@ class DistributedLearner:
         set_threads(settings.threads)
         seed_everything(settings.seed)
         self.settings = settings
-        total = settings.rows * settings.collectors
+        total = settings.rows * settings.places
         self.learner: Any = build(
-            OmegaConf.create(settings.algorithm),
-            base=Absent(settings.base),
+            OmegaConf.create(settings.mine()),
+            base=_base(settings),
             env_spec=settings.env,
             num_envs=total,
         )
@@ -130,7 +110,13 @@ class DistributedLearner:
             raise UserError(
                 f"launcher=ray: {type(self.learner).__name__} learns only where it acts; set launcher=local"
             )
-        self.slots = [Slot() for _ in range(settings.collectors)]
+        self.decides = learns_from_decisions(self.learner)
+        if settings.learners > 1 and self.decides:
+            raise UserError(
+                f"num_learners={settings.learners}: {type(self.learner).__name__} learns in one; set num_learners=1"
+            )
+        places = range(settings.rank, settings.collectors, settings.learners)
+        self.slots = {place: Slot() for place in places}
         self.tally = Tally()
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         self.lag: deque[int] = deque(maxlen=200)
@@ -141,9 +127,12 @@ class DistributedLearner:
         self.stopping = False
         self.failure: Exception | None = None
         self.journal: Journal | None = None
-        self.folder = Path(settings.run) / BATCHES
+        self.folder = Path(settings.run) / (BATCHES + (f"-{settings.rank}" if settings.rank else ""))
         self._updates_of: dict[int, int] = {}
+        self.ranks = Ranks(settings.rank, settings.learners, settings.meeting)
+        self._save_to: Path | None = None
         self._restore()
+        self.ranks.share(self.learner)
         # A learner that was started again must not reuse the numbers of the one before it.
         self.published = Published(first=time.time_ns() // 1_000_000)
         self.published.publish(weights(self.learner))
@@ -156,8 +145,8 @@ class DistributedLearner:
 
     # ---- collectors -------------------------------------------------------------------------------------
 
-    def join(self, collector: int, fingerprint: dict[str, str]) -> dict[str, int]:
-        """A collector's place, from now on the caller's alone: ``generation`` and ``steps`` so far.
+    def join(self, collector: int, fingerprint: dict[str, str]) -> dict[str, Any]:
+        """A collector's place, from now on the caller's alone: ``generation``, and what has been ``reached`` so far.
 
         The episodes that an earlier holder had in flight are closed.
 
@@ -171,15 +160,15 @@ class DistributedLearner:
                     f"a collector with {name} {fingerprint.get(name)} wants to join a learner with {name} {mine[name]}: "
                     "run the same on both"
                 )
-        if not 0 <= collector < len(self.slots):
-            raise UserError(f"there is no place {collector}: num_collectors={len(self.slots)}")
+        if collector not in self.slots:
+            raise UserError(f"there is no place {collector}: num_collectors={self.settings.collectors}")
         with self._lock:
             slot = self.slots[collector]
             if slot.received >= 0:
                 self.learner.interrupt(self._rows(collector))
             slot.generation, slot.received = slot.generation + 1, -1
             self._write(np.zeros(0, np.uint8), collector, {"generation": slot.generation, "number": -1})
-            return {"generation": slot.generation, "steps": self.learner.steps}
+            return {"generation": slot.generation, "reached": self.learner.reached()}
 
     def push(self, collector: int, generation: int, number: int, message: bytes) -> dict[str, Any]:
         """Take a batch of frames, unless it has been had; it is on disk before this returns.
@@ -188,11 +177,12 @@ class DistributedLearner:
             collector: whose.
             generation: from ``join``.
             number: of the batch, 0, 1, ... in this generation.
-            message: ``vla_rl.learner.messages``: frames, with fields ``size``, ``rows`` (of the collector's own), ``episodes`` (successes
-                of those that ended) and ``version`` (of the weights it was played with).
+            message: ``vla_rl.learner.messages``: frames, or decisions and the ``steps`` since the last batch, with fields ``size``,
+                ``rows`` (of the collector's own), ``episodes`` (successes of those that ended) and ``version`` (of the weights
+                it was played with).
 
         Returns:
-            ``steps`` of all, ``version`` of the newest weights, ``wait`` whether to hold on, ``stop`` whether all is done.
+            ``reached`` by all, ``version`` of the newest weights, ``wait`` whether to hold on, ``stop`` whether all is done.
 
         Raises:
             UserError: somebody else has the place by now, or batches are missing.
@@ -218,9 +208,9 @@ class DistributedLearner:
         with self._lock:
             self._check()
             return {
-                "steps": self.learner.steps,
+                "reached": self.learner.reached(),
                 "version": self.published.version,
-                "wait": self.learner.updates_due() > self.settings.max_due,
+                "wait": self._behind(),
                 "stop": self.stopping or self.learner.steps >= self.settings.steps,
             }
 
@@ -247,23 +237,35 @@ class DistributedLearner:
                 "episodes": self.tally.episodes,
                 "recent": list(self.recent),
                 "seconds": self._seconds(),
-                "collected": [slot.steps for slot in self.slots],
+                "collected": {place: slot.steps for place, slot in self.slots.items()},
                 "metrics": self.metrics
                 | {"staleness": lag, "repeated": self.repeated, "recovered": self.recovered},
             }
 
     def save(self, folder: str) -> dict[str, Any]:
-        """Write the algorithm's part of a checkpoint; returns what the trainer's part has to say (``trainer.json``)."""
-        with self._lock:
+        """Write this learner's part of a checkpoint; returns what the trainer's part has to say (``trainer.json``).
+
+        Of several learners all have to be told to; they write after the same update.
+        """
+        with self._wanted:
+            self._save_to = Path(folder)
+            self._wanted.notify_all()
+            while self._save_to is not None and self.failure is None:
+                self._wanted.wait(0.05)
             self._check()
-            self.learner.save(Path(folder))
-            self._rotate()
-            self.tally.seconds, self.tally.recent = self._seconds(), list(self.recent)
             return {
                 "steps": self.learner.steps,
                 "tally": dict(self.tally.__dict__),
-                TABLE: [dict(slot.__dict__) for slot in self.slots],
+                TABLE: {place: dict(slot.__dict__) for place, slot in self.slots.items()},
             }
+
+    def _save(self) -> None:
+        assert self._save_to is not None
+        self.learner.save(self._save_to)
+        self._rotate()
+        self.tally.seconds, self.tally.recent = self._seconds(), list(self.recent)
+        self._save_to = None
+        self._wanted.notify_all()
 
     def stop(self) -> None:
         """Tell collectors to end with their next batch."""
@@ -288,17 +290,35 @@ class DistributedLearner:
         if self.failure is not None:
             raise self.failure
 
+    @property
+    def _half_done(self) -> bool:
+        """An iteration's updates are under way, which no checkpoint keeps."""
+        return self.learner.on_policy and self.learner.left > 0
+
+    def _behind(self) -> bool:
+        """Collectors are to wait: more updates are owed than may be; on policy, this version's share has been played."""
+        if self.learner.on_policy:
+            return self.learner.ready
+        return self.learner.updates_due() > self.settings.max_due
+
     def _seconds(self) -> float:
         return time.monotonic() - self._began
 
     def _rows(self, collector: int) -> Tensor:
-        return torch.arange(self.settings.rows) + collector * self.settings.rows
+        return torch.arange(self.settings.rows) + self._first_row(collector)
+
+    def _first_row(self, collector: int) -> int:
+        return collector // self.settings.learners * self.settings.rows
 
     def _take(self, collector: int, number: int, message: bytes) -> None:
         _, tensors, fields = unpack(message)
-        frames = unflatten(tensors, fields["size"])
+        taken = unflatten(tensors, fields["size"])
+        rows = torch.tensor(fields["rows"], dtype=torch.long) + self._first_row(collector)
         before = self.learner.steps
-        self.learner.observe(frames, torch.tensor(fields["rows"]) + collector * self.settings.rows)
+        if self.decides:
+            self.learner.take_over(taken if len(rows) else None, rows, fields["steps"])
+        else:
+            self.learner.observe(taken, rows)
         slot = self.slots[collector]
         slot.received = number
         slot.steps += self.learner.steps - before
@@ -311,17 +331,52 @@ class DistributedLearner:
         """Updates, for as long as any are due."""
         try:
             while True:
-                with self._wanted:
-                    if not self.learner.updates_due():
-                        self._publish()
-                        self._wanted.wait(0.2)
-                        continue
-                    self.metrics |= make_updates(self.learner, min(self.learner.updates_due(), BURST))
-                    if time.monotonic() - self._published_at > self.settings.publish:
-                        self._publish()
+                if not self._go_on():
+                    self._rest()
                 time.sleep(2e-4)  # long enough for whoever waits for the lock to have it
         except Exception as error:  # told to whoever asks next
+            if self.settings.learners > 1 and isinstance(error, RuntimeError):
+                self.abandoned(error)
             self.failure = error
+
+    def _rest(self) -> None:
+        """Until there may be something to do."""
+        with self._wanted:
+            if self.settings.learners > 1:  # the others are not to wait
+                self._wanted.wait(0.02)
+            else:
+                self._wanted.wait_for(
+                    lambda: self._save_to is not None or self.learner.updates_due() > 0, 0.2
+                )
+
+    def abandoned(self, error: RuntimeError) -> None:
+        """Another learner is gone, without which none can go on."""
+
+    def _go_on(self) -> bool:
+        """One burst of updates, and whatever else it is time for; False: there was nothing to do."""
+        with self._lock:
+            own = sum(slot.steps for slot in self.slots.values())
+            mine = (
+                own,
+                float(self.learner.can_update if self.settings.learners > 1 else 1),
+                self._save_to is not None,
+            )
+        steps, able, saving = self.ranks.sums(*mine)
+        with self._lock:
+            if self.settings.learners > 1:
+                self.learner.be_at(int(steps))
+            due = self.learner.updates_due() if able == self.settings.learners else 0
+            first = not self.learner.updates
+            if due:
+                self.metrics |= make_updates(self.learner, min(due, 1 if first else BURST))
+            if first and due:
+                self.ranks.share(self.learner)  # what each has standardised from its own observations
+            late = time.monotonic() - self._published_at > self.settings.publish
+            if not self._half_done and (late or self.learner.on_policy or not due):
+                self._publish()
+            if saving == self.settings.learners and self._save_to is not None and not self._half_done:
+                self._save()
+        return bool(due)
 
     def _publish(self) -> None:
         if self._updates_of[self.published.version] == self.learner.updates:
@@ -354,22 +409,35 @@ class DistributedLearner:
     def _restore(self) -> None:
         """The newest checkpoint, and the batches that were journalled after it."""
         checkpoint = RunFolder.latest_in(Path(self.settings.run))
-        if checkpoint is not None:
-            self.learner.load(checkpoint / "algorithm")
-            state = json.loads((checkpoint / "trainer.json").read_text())
-            if TABLE in state:
-                if len(state[TABLE]) != len(self.slots):
-                    raise UserError(
-                        f"the run was begun with num_collectors={len(state[TABLE])}, whose rows its replay has: continue with as many"
-                    )
-                self.slots = [Slot(**slot) for slot in state[TABLE]]
-            self.tally = Tally(
-                state["progress"]["episodes"], state["progress"]["recent"], state["progress"]["seconds"]
-            )
-            self.recent.extend(self.tally.recent)
+        if checkpoint is None:
+            self._differ()
+        else:
+            self._load(checkpoint)
         for path in sorted(self.folder.glob("*.journal")):
             for record in recover(path):
                 self._replay(record)
+
+    def _differ(self) -> None:
+        """Draw other batches than the learners that have begun with the same generators."""
+        if self.settings.rank:
+            self.learner.reseed(self.settings.seed + 7919 * self.settings.rank)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = json.loads((checkpoint / "trainer.json").read_text())
+        table = state.get(TABLE)
+        if table is not None:
+            check_places(table, state.get(LEARNERS, 1), self.settings.collectors, self.settings.learners)
+            self.slots = {place: Slot(**table[place]) for place in self.slots}
+        shard = checkpoint / part_of(self.settings.rank)
+        # Of a run that has had one learner so far, which is the case at its very beginning, all begin with the same.
+        self.learner.load(shard if shard.is_dir() else checkpoint / part_of(0))
+        if not shard.is_dir():
+            self._differ()
+        if self.settings.rank:  # what the first one tells of is told once
+            return
+        progress = state["progress"]
+        self.tally = Tally(progress["episodes"], progress["recent"], progress["seconds"])
+        self.recent.extend(self.tally.recent)
 
     def _replay(self, record: dict[str, np.ndarray]) -> None:
         """Take a journalled batch that the checkpoint does not have."""

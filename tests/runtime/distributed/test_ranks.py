@@ -1,0 +1,124 @@
+"""Two learners in processes of their own that make every update together, over gloo."""
+
+import json
+import multiprocessing
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_learner import ALGORITHM, MINE, collector, settings, stored_in
+
+from vla_rl.algorithms.descent import descend
+from vla_rl.errors import UserError
+from vla_rl.learner.process import weights
+from vla_rl.runtime.distributed.learner import DistributedLearner, check_places, part_of
+from vla_rl.runtime.distributed.ranks import Ranks
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
+TOGETHER = ALGORITHM | {"batch_size": 32, "critic_updates": 40}
+
+
+def in_two(work, *arguments):
+    """What ``work(rank, meeting, *arguments)`` returns in two processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{probe.getsockname()[1]}"
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        return pool.starmap_async(work, [(rank, meeting, *arguments) for rank in range(2)]).get(240)
+
+
+def step_on_half(rank, meeting, data):
+    ranks = Ranks(rank, 2, meeting)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Linear(1, 1)
+    )
+    model.load_state_dict(data["model"])
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([*model.parameters(), unused], lr=0.01)
+    x, y = data["x"].chunk(2)[rank], data["y"].chunk(2)[rank]
+    for _ in range(5):
+        loss = (model(x) - y).square().mean() + (unused.sum() * 0.1 if rank else 0.0)
+        descend(optimizer, loss, grad_clip=0.5)
+    return (
+        {k: v.numpy() for k, v in model.state_dict().items()},
+        unused.detach().numpy(),
+        ranks.sums(1.0, rank),
+    )
+
+
+def test_two_halves_of_a_batch_make_the_step_of_the_whole():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Linear(1, 1)
+    )
+    data = {
+        "model": {k: v.clone() for k, v in model.state_dict().items()},
+        "x": torch.randn(16, 3),
+        "y": torch.randn(16, 1),
+    }
+    found = in_two(step_on_half, data)
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([*model.parameters(), unused], lr=0.01)
+    for _ in range(5):
+        descend(
+            optimizer, (model(data["x"]) - data["y"]).square().mean() + unused.sum() * 0.05, grad_clip=0.5
+        )
+    for theirs, touched, sums in found:
+        for name, value in model.state_dict().items():
+            assert torch.allclose(torch.from_numpy(theirs[name]), value, atol=1e-6)
+        assert torch.allclose(torch.from_numpy(touched), unused, atol=1e-6), (
+            "one rank's loss alone touches it"
+        )
+        assert sums == [2.0, 1.0]
+
+
+def learn(rank, meeting, folder, goal):
+    """One learner and the collector of its place, up to ``goal`` steps of both; then a checkpoint of both."""
+    torch.set_num_threads(1)
+    mine = settings(folder, learners=2, rank=rank, meeting=meeting, algorithm=TOGETHER, steps=goal)
+    learner = DistributedLearner(mine)
+    begun = learner.learner.steps
+    collector(rank, learner).run()
+    assert learner.settle(60.0) == 0
+    said = learner.save(str(Path(folder) / part_of(rank)))
+    frames = sum(stored_in(learner, row) for row in range(2))
+    sent = {k: v.numpy().copy() for k, v in weights(learner.learner).items()}
+    return {
+        "weights": sent,
+        "updates": learner.learner.updates,
+        "steps": said["steps"],
+        "begun": begun,
+        "own": {place: slot["steps"] for place, slot in said["distributed"].items()},
+        "frames": frames,
+        "draw": int(learner.learner.generator.get_state().sum()),
+    }
+
+
+def test_two_learners_stay_equal_each_with_the_frames_of_its_own_collectors(tmp_path):
+    found = in_two(learn, str(tmp_path), 400)
+    first, second = found
+    assert first["updates"] == second["updates"] > 20 and first["steps"] == second["steps"] >= 400
+    assert set(first["own"]) == {0} and set(second["own"]) == {1}
+    for each in found:
+        assert each["frames"] == next(iter(each["own"].values())) > 50, (
+            "its own frames, all of them, no others"
+        )
+    assert sum(next(iter(each["own"].values())) for each in found) == first["steps"]
+    assert first["draw"] != second["draw"], "they draw different batches"
+    for name, value in first["weights"].items():
+        assert (value == second["weights"][name]).all(), name
+
+
+def test_what_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="batch_size=16 cannot be divided among num_learners=3"):
+        settings(tmp_path, learners=3).mine()
+    halved = settings(tmp_path, learners=2).mine()
+    assert halved["batch_size"] == 8 and halved["capacity"] == 2000
+    with pytest.raises(UserError, match="begun with num_collectors=2 num_learners=2"):
+        check_places([{}, {}], 2, 2, 1)
+    learner = DistributedLearner(settings(tmp_path))
+    with pytest.raises(UserError, match="no place 2"):
+        learner.join(2, MINE)
+    assert json.dumps(learner.hail())

@@ -1,0 +1,63 @@
+"""Learning from decisions that were made in another process: what acts assembles them, what learns takes them over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from vla_rl.algorithms.decisions import Decisions
+
+
+class FromDecisions:
+    """The two halves of an algorithm whose experience are ``decisions``; inherited by it.
+
+    The acting half calls ``assemble`` for each step's frames and sends what ``hand_over`` gives; the learning half gives
+    that to ``take_over``. Both may be one object, which then has no use for any of this.
+    """
+
+    decisions: Decisions
+    steps: int
+    _unsent = 0
+    """Environment steps since the last ``hand_over``."""
+
+    def assemble(self, frames: TensorDict, rows: Tensor) -> None:
+        """Take frames of the decisions that ``policy`` made, to hand over."""
+        self.decisions.observe(frames, rows)
+        count = int((~frames["final"]).sum())
+        self.steps += count
+        self._unsent += count
+
+    def hand_over(self) -> tuple[TensorDict | None, Tensor, int]:
+        """Decisions that are over [N] with their rows [N], and the environment steps since the last time."""
+        rows = self.decisions.rows_over()
+        steps, self._unsent = self._unsent, 0
+        return self.decisions.pop(), rows, steps
+
+    def take_over(self, decisions: TensorDict | None, rows: Tensor, steps: int) -> None:
+        """Learn from what another's ``hand_over`` gave; ``rows`` [N] are among all rows here."""
+        if decisions is not None:
+            self.decisions.receive(decisions, rows)
+        self.steps += steps
+        self._stored()
+
+    def _stored(self) -> None:
+        """``decisions`` has more than before."""
+
+    def interrupt(self, rows: Tensor | None = None) -> None:
+        """Nothing follows the newest decisions of ``rows`` [k] (None: of all): whoever played them is gone."""
+        self.decisions.interrupt(rows)
+
+    def reached(self) -> dict[str, int]:
+        """What ``reach`` of the acting half has to know."""
+        return {"steps": self.steps}
+
+    def reach(self, steps: int) -> None:
+        """Be where the learning half is: others act too."""
+        self.steps = max(steps, self.steps)
+
+
+def learns_from_decisions(algorithm: Any) -> bool:
+    """Whether it is given whole decisions, not frames, where it learns elsewhere than it acts."""
+    return isinstance(algorithm, FromDecisions)
