@@ -11,6 +11,7 @@ COMMANDS = {
     "record": "demonstrations or policy rollouts into a LeRobotDataset",
     "pretrain": "behaviour cloning of a base policy from LeRobotDatasets",
     "train": "improve a base policy by reinforcement learning",
+    "join": "a robot as one more collector of a training that runs on Ray",
     "eval": "success of a policy with 95 % interval, per task, with videos",
     "data": "smoothness, variety and success of data sets, side by side",
     "critic": "train, measure and use a vision-language critic: progress and done",

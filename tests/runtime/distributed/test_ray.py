@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -143,6 +144,57 @@ def test_two_learners_survive_the_death_of_one_and_go_on_together(base, tmp_path
     ours, theirs = (load_file(part / "algorithm.safetensors") for part in parts)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("module."))
     assert read_metrics(folder / "metrics.jsonl")[-1]["lost_learner"] >= 1
+
+
+def visit(over, said, steps):
+    """Join the run of this process for a few seconds, then leave it as a person does: Ctrl-C."""
+    import ray
+
+    while not over.is_set() and steps() < 100:
+        time.sleep(0.3)
+    address = ray.get_runtime_context().gcs_address
+    here = ["env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_envs=1", "env.num_workers=0"]
+    start = [sys.executable, "-m", "vla_rl.cli", "join", "training=ray", f"address={address}"]
+    for words in (["env=metaworld", "env.ids=[reach-v3]", "env.num_workers=0", "env.num_envs=1"], here):
+        guest = subprocess.Popen(
+            [*start, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        for line in guest.stdout:
+            lines.append(line)
+            if line.startswith("joined"):
+                over.wait(4)
+                guest.send_signal(signal.SIGINT)
+        said.append((guest.wait(60), "".join(lines)))
+
+
+def test_a_guest_joins_and_leaves_while_the_others_go_on(base, tmp_path):
+    metrics, over, said = tmp_path / "ray" / "metrics.jsonl", threading.Event(), []
+
+    def steps():
+        rows = read_metrics(metrics)
+        return rows[-1]["step"] if rows else 0
+
+    guest = threading.Thread(target=visit, args=(over, said, steps))
+    guest.start()
+    slow = {
+        "env.adapter": "sim.waiting:WaitingEnv",
+        "+env.inner": "sim.metaworld:MetaWorldEnv",
+        "+env.period_s": 0.1,
+    }
+    more = {"num_collectors": 1, "num_inference": 0, "launcher.guests": 1, "run.steps": 1500}
+    try:
+        folder = train(words(base, tmp_path, **more, **slow))
+    finally:
+        over.set()
+        guest.join()
+    (refused, why), (left, words_said) = said
+    assert refused == 2 and "cameras is" in why, why
+    assert left == 0 and "joined ray as collector 1" in words_said and "left after" in words_said, words_said
+    state = json.loads((RunFolder.latest_in(folder) / "trainer.json").read_text())
+    host, visitor = state["distributed"]
+    assert visitor["steps"] == int(words_said.split("left after ")[1].split()[0]) > 0
+    assert host["steps"] + visitor["steps"] == state["progress"]["steps"] >= 1500
 
 
 def test_learning_on_policy_from_decisions_that_others_made(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,12 @@ from vla_rl.serving.client import RemoteError
 from vla_rl.serving.protocol import VERSION
 
 log = logging.getLogger("vla_rl.distributed")
+
+NAMESPACE = "vla_rl"
+"""Of the learners' names in a Ray cluster."""
+
+LEASE = 60.0
+"""Seconds after a guest's last sign of life in which its place is kept."""
 
 ANSWER = 60.0
 """Seconds that one call may take."""
@@ -48,7 +55,8 @@ def connect(address: str | None, cpus: int | None = None) -> tuple[Any, bool]:
             socket.create_connection((host, int(port)), timeout=5.0).close()
         except (OSError, ValueError) as error:
             raise UserError(f"launcher.address={address}: nobody answers there ({error}); {local}") from error
-    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus} if address is None else {}
+    options: dict[str, Any] = {"namespace": NAMESPACE}
+    options |= {"include_dashboard": False, "num_cpus": cpus} if address is None else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, by what is wrong
@@ -98,7 +106,10 @@ class ShardActor(DistributedLearner):
 class LearnerActor(ShardActor):
     """The first learner, which Ray starts again when it dies; it starts the others, which end with it."""
 
-    def __init__(self, settings: Settings, folder: str) -> None:
+    def __init__(self, settings: Settings, folder: str, config: dict[str, Any]) -> None:
+        self.config = config
+        self.guests: dict[int, float] = {}
+        """Place -> when its guest has last been heard of, monotonic."""
         self.others: list[Any] = []
         if settings.learners > 1:
             import ray
@@ -110,6 +121,35 @@ class LearnerActor(ShardActor):
                 remote.remote(replace(settings, rank=rank), folder) for rank in range(1, settings.learners)
             ]
         super().__init__(settings, folder)
+
+    def invite(self) -> dict[str, Any]:
+        """What a guest needs to know: ``settings`` and the run's ``config``."""
+        return {"settings": self.settings, "config": self.config}
+
+    def admit(self, fingerprint: dict[str, str]) -> int:
+        """A free place for a guest, its own until it leaves or has not been heard of for ``LEASE`` seconds.
+
+        Raises:
+            UserError: other code than the learner's, or no place.
+        """
+        self.check_fits(fingerprint)
+        first, now = self.settings.collectors - self.settings.guests, time.monotonic()
+        with self._lock:
+            for place in range(first, self.settings.collectors):
+                if now - self.guests.get(place, -LEASE) >= LEASE:
+                    self.guests[place] = now
+                    return place
+        raise UserError(
+            f"all places for guests are taken (launcher.guests={self.settings.guests}): resume the run with more, or wait"
+        )
+
+    def renew(self, place: int) -> None:
+        """A guest's sign of life."""
+        self.guests[place] = time.monotonic()
+
+    def leave(self, place: int) -> None:
+        """A guest gives its place back."""
+        self.guests.pop(place, None)
 
     def shard(self, collector: int) -> Any:
         """Who has the place of a collector; None = this one."""
@@ -164,6 +204,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def name_of(run: str) -> str:
+    """Of a run's learner in the Ray cluster."""
+    return f"learner of {run}"
 
 
 class RayLearner:

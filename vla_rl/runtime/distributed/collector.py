@@ -21,6 +21,7 @@ from vla_rl.learner.messages import flatten, pack
 from vla_rl.learner.process import load_weights, weights
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.runtime.distributed.history import Followed
+from vla_rl.runtime.distributed.settings import places_of
 from vla_rl.train import TRAIN_SEEDS
 
 LIFE = 20_000
@@ -68,6 +69,7 @@ class DistributedCollector:
         base: who decides chunks; None = the policy of ``config``, here.
         env: where it plays; None = that of ``config``.
         every: control steps between two batches.
+        steps: own environment steps after which it leaves; None = when the learner says stop.
         patience: seconds in which a learner that has gone may come back.
     """
 
@@ -81,6 +83,7 @@ class DistributedCollector:
         base: Any = None,
         env: Any = None,
         every: int = 10,
+        steps: int | None = None,
         patience: float = PATIENCE,
     ) -> None:
         from omegaconf import OmegaConf
@@ -94,8 +97,8 @@ class DistributedCollector:
         node: Any = OmegaConf.create(config)
         set_threads(node.run.threads or 1)
         self.index, self.learner, self.fingerprint = index, learner, fingerprint
-        self.every, self.patience = every, patience
-        self.seed, self.places = int(node.run.seed), int(node.num_collectors)
+        self.every, self.steps, self.patience = every, steps, patience
+        self.seed, self.places = int(node.run.seed), places_of(node)
         if env is None:
             env = rewarded(build(node.env, **environment_settings(node)), node.get("reward"))
         self.env: Any = env
@@ -117,7 +120,7 @@ class DistributedCollector:
         self._sent: Future[dict[str, Any]] | None = None
 
     def run(self) -> int:
-        """Play to the end; returns the environment steps of this life.
+        """Play to the end, or until a person interrupts; returns the environment steps of this life.
 
         Raises:
             UserError: the learner refuses, or has been gone for longer than ``patience``.
@@ -130,14 +133,22 @@ class DistributedCollector:
             self.env, self.algorithm.policy, self._scene, sink=self._keep, on_episode=self._ended
         )
         collector.begin()
-        while not self.answer["stop"]:
-            for _ in range(self.every):
-                collector.step()
+        try:
+            while not self.answer["stop"] and not (self.steps and collector.steps >= self.steps):
+                for _ in range(self.every):
+                    collector.step()
+                self._send()
+                while self.answer["wait"] and not self.answer["stop"]:
+                    self._confirm()
+                    time.sleep(PAUSE)
+                    self._heard(self._until(self.learner.hail))
+        except KeyboardInterrupt:
+            print("leaving", flush=True)
+        if not self.answer[
+            "stop"
+        ]:  # the others go on: what is in flight here ends as a time limit would end it
+            collector.cut()
             self._send()
-            while self.answer["wait"] and not self.answer["stop"]:
-                self._confirm()
-                time.sleep(PAUSE)
-                self._heard(self._until(self.learner.hail))
         self._confirm()
         return collector.steps
 
@@ -173,6 +184,8 @@ class DistributedCollector:
             over, rows, steps = self.algorithm.hand_over()
             tensors = {} if over is None else flatten(over)
             return pack("decisions", tensors, size=len(rows), rows=rows.tolist(), steps=steps, **fields)
+        if not self._batch:
+            return pack("frames", {}, size=0, rows=[], **fields)
         frames: Any = torch.cat([frames for frames, _ in self._batch])
         rows = torch.cat([rows for _, rows in self._batch])
         return pack("frames", flatten(frames), size=len(frames), rows=rows.tolist(), **fields)

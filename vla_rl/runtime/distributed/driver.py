@@ -19,16 +19,18 @@ from omegaconf import OmegaConf
 from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.errors import UserError
 from vla_rl.runtime.distributed.actors import (
+    NAMESPACE,
     CollectorActor,
     InferenceActor,
     LearnerActor,
     asked,
     concurrency,
     connect,
+    name_of,
 )
 from vla_rl.runtime.distributed.collector import Unreachable
 from vla_rl.runtime.distributed.learner import BATCHES, LEARNERS, TABLE, check_places
-from vla_rl.runtime.distributed.settings import Settings
+from vla_rl.runtime.distributed.settings import Settings, places_of
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
@@ -45,6 +47,9 @@ LAUNCHER: dict[str, Any] = {
 
 START = 300.0
 """Seconds that the learner may take to be there: it reads a checkpoint and journals first."""
+
+GONE = 60.0
+"""Seconds that Ray may take to end a learner whose command is gone."""
 
 POLL = 0.5
 """Seconds between two looks at the learner."""
@@ -137,7 +142,8 @@ class Distributed:
             policy=self.plain["policy"] if learns_from_decisions(trainer.algorithm) else None,
             env=trainer.env.env_spec,
             rows=trainer.env.num_envs,
-            collectors=int(config.num_collectors),
+            collectors=places_of(config),
+            guests=int(self.launcher["guests"]),
             run=str(trainer.run.path),
             steps=int(config.run.steps),
             fingerprint=self.fingerprint,
@@ -150,8 +156,19 @@ class Distributed:
         )
         settings.mine()  # refused here, not in another process
         options = {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": concurrency(settings)}
-        remote = self.ray.remote(max_restarts=-1, **options)(LearnerActor)
-        return remote.remote(settings, self.folder)
+        options |= {"max_restarts": -1, "name": name_of(trainer.run.path.name), "namespace": NAMESPACE}
+        until = time.monotonic() + GONE
+        while True:
+            try:
+                return self.ray.remote(**options)(LearnerActor).remote(settings, self.folder, self.plain)
+            except (
+                ValueError
+            ) as error:  # the name is taken: perhaps by one whose command has just been killed
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"run.name={trainer.run.path.name}: a training of that name goes on in this Ray cluster"
+                    ) from error
+                time.sleep(1.0)
 
     def _collect(self, index: int) -> None:
         remote = self.ray.remote(num_cpus=0, max_concurrency=2)(CollectorActor)

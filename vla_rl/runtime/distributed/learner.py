@@ -153,13 +153,7 @@ class DistributedLearner:
         Raises:
             UserError: other code or another configuration; no such place.
         """
-        mine = self.settings.fingerprint
-        for name in mine:
-            if mine[name] != fingerprint.get(name):
-                raise UserError(
-                    f"a collector with {name} {fingerprint.get(name)} wants to join a learner with {name} {mine[name]}: "
-                    "run the same on both"
-                )
+        self.check_fits(fingerprint)
         if collector not in self.slots:
             raise UserError(f"there is no place {collector}: num_collectors={self.settings.collectors}")
         with self._lock:
@@ -169,6 +163,20 @@ class DistributedLearner:
             slot.generation, slot.received = slot.generation + 1, -1
             self._write(np.zeros(0, np.uint8), collector, {"generation": slot.generation, "number": -1})
             return {"generation": slot.generation, "reached": self.learner.reached()}
+
+    def check_fits(self, fingerprint: dict[str, str]) -> None:
+        """Refuse a collector of other code or another configuration.
+
+        Raises:
+            UserError: naming both.
+        """
+        mine = self.settings.fingerprint
+        for name in mine:
+            if mine[name] != fingerprint.get(name):
+                raise UserError(
+                    f"a collector with {name} {fingerprint.get(name)} wants to join a learner with {name} {mine[name]}: "
+                    "run the same on both"
+                )
 
     def push(self, collector: int, generation: int, number: int, message: bytes) -> dict[str, Any]:
         """Take a batch of frames, unless it has been had; it is on disk before this returns.
@@ -312,12 +320,12 @@ class DistributedLearner:
 
     def _take(self, collector: int, number: int, message: bytes) -> None:
         _, tensors, fields = unpack(message)
-        taken = unflatten(tensors, fields["size"])
         rows = torch.tensor(fields["rows"], dtype=torch.long) + self._first_row(collector)
+        taken = unflatten(tensors, fields["size"]) if len(rows) else None
         before = self.learner.steps
         if self.decides:
-            self.learner.take_over(taken if len(rows) else None, rows, fields["steps"])
-        else:
+            self.learner.take_over(taken, rows, fields["steps"])
+        elif taken is not None:  # one that leaves may have nothing more
             self.learner.observe(taken, rows)
         slot = self.slots[collector]
         slot.received = number

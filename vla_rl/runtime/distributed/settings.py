@@ -20,7 +20,8 @@ class Settings:
         policy: the base's configuration, where it is what learns or is needed to; None = only its spec is.
         env: spec of the environment.
         rows: of each collector.
-        collectors: how many at most.
+        collectors: how many at most, guests among them.
+        guests: how many of them may come and go; theirs are the last places.
         run: folder of the run.
         steps: environment steps at which all stop.
         fingerprint: of code and configuration; collectors of another one are refused.
@@ -49,6 +50,7 @@ class Settings:
     max_due: int = 2000
     learners: int = 1
     rank: int = 0
+    guests: int = 0
     gpus: float = 0.0
     meeting: str | None = None
 
@@ -60,6 +62,16 @@ class Settings:
     def places(self) -> int:
         """Collectors that one learner has place for."""
         return -(-self.collectors // self.learners)
+
+
+def places_of(config: Any) -> int:
+    """Collectors that a run has place for: its own, and guests.
+
+    Args:
+        config: of the run.
+    """
+    launcher = config.get("launcher") or {}
+    return int(config.get("num_collectors") or 1) + int(launcher.get("guests") or 0)
 
 
 def share_of_one(algorithm: dict[str, Any], learners: int) -> dict[str, Any]:
