@@ -351,8 +351,8 @@ class Trainer:
 
     # ---- checkpoints ------------------------------------------------------------------------------------
 
-    def checkpoint(self) -> Path:
-        """Write everything; atomic."""
+    def checkpoint(self, more: dict[str, Any] | None = None) -> Path:
+        """Write everything; atomic. ``more`` goes into ``trainer.json``."""
         trusted = self.env.trusted
         self.progress.safety_stops = self._stops_before + len(self.env.stops)
 
@@ -369,7 +369,7 @@ class Trainer:
                 "trusted": folder_name(self.progress.steps)
                 if trusted
                 else self._trusted and self._trusted.name,
-            }
+            } | (more or {})
             (folder / "trainer.json").write_text(json.dumps(state))
 
         keep = int(self.config.run.keep_checkpoints)

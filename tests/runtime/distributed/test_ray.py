@@ -263,8 +263,9 @@ def test_a_run_goes_on_from_what_its_learner_left(tmp_path):
         def __init__(self, run):
             self.run, self.written = run, 0
 
-        def checkpoint(self):
+        def checkpoint(self, more):
             self.written += 1
+            assert [slot["received"] for slot in more["distributed"]] == [-1, -1]
 
     def left(path, state):
         run = RunFolder.create(tmp_path, path, "a: 1\n")

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vla_rl.runtime.distributed.actors import (
 )
 from vla_rl.runtime.distributed.collector import Unreachable
 from vla_rl.runtime.distributed.learner import BATCHES, LEARNERS, TABLE, check_places
-from vla_rl.runtime.distributed.settings import Settings, places_of
+from vla_rl.runtime.distributed.settings import Settings, Slot, places_of
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
@@ -249,15 +250,15 @@ def begin_from(trainer: Any) -> None:
     newest = trainer.run.latest_checkpoint()
     state = json.loads((newest / "trainer.json").read_text()) if newest else {}
     table = state.get(TABLE)
-    if table is None:
-        for folder in trainer.run.path.glob(BATCHES + "*"):
-            shutil.rmtree(folder, ignore_errors=True)
-        trainer.checkpoint()
-        return
     config = trainer.config
-    check_places(
-        table, state.get(LEARNERS, 1), int(config.num_collectors), int(config.get("num_learners") or 1)
-    )
+    places, learners = places_of(config), int(config.get("num_learners") or 1)
+    if table is not None:
+        check_places(table, state.get(LEARNERS, 1), places, learners)
+        return
+    for folder in trainer.run.path.glob(BATCHES + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    # With a table from the first moment: a command that dies before its next checkpoint leaves journals that belong to this one.
+    trainer.checkpoint({TABLE: [asdict(Slot()) for _ in range(places)], LEARNERS: learners})
 
 
 def _check_decisions(trainer: Any) -> None:
