@@ -44,6 +44,11 @@ def test_our_learner_against_lerobots(tmp_path):
     assert row["ratio95"][0] <= row["ratio"] <= row["ratio95"][1]
 
 
+def test_our_learner_against_torchrls(tmp_path):
+    row = both(tmp_path, ("vla_rl_td3", TD3), ("torchrl_td3", SAC))
+    assert row["ours"] > 0 and row["peer"] > 0
+
+
 def test_our_replay_against_torchrls(tmp_path):
     row = both(tmp_path, ("vla_rl_replay", REPLAY), ("torchrl_replay", REPLAY | {"storage": "default"}))
     assert row["ours"] > 0 and row["peer"] > 0

@@ -88,7 +88,6 @@ def _play(ray: Any, handle: Any, config: Any) -> int:
         place = asked(ray, handle.admit.remote(mine))
         over = threading.Event()
         threading.Thread(target=_stay, args=(ray, handle, place, over), daemon=True).start()
-        print(f"joined {config.training} as collector {place}: Ctrl-C leaves", flush=True)
         try:
             collector = DistributedCollector(
                 place,
@@ -99,7 +98,10 @@ def _play(ray: Any, handle: Any, config: Any) -> int:
                 every=int(config.every),
                 steps=config.steps,
             )
+            print(f"joined {config.training} as collector {place}: Ctrl-C leaves", flush=True)
             steps = collector.run()
+        except KeyboardInterrupt:  # before it has played at all
+            steps = 0
         finally:
             over.set()
             with contextlib.suppress(Unreachable):
