@@ -122,3 +122,10 @@ def test_an_error_inside_is_not_swallowed(monkeypatch, capsys):
 def test_needs_no_torch():
     code = "import sys, vla_rl.runtime.progress, vla_rl.runtime.run_folder; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_count_that_falls_back_begins_anew():
+    speed = Speed(0.0)
+    for now, done in ((0.0, 1000), (10.0, 1100), (11.0, 900), (21.0, 1000)):
+        speed.see(now, done)
+    assert speed.rate() == pytest.approx(10.0)

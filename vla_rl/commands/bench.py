@@ -2,7 +2,7 @@
 
 usage: vla-rl bench collector [key=value ...]
        vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | sync [key=value ...]
-       vla-rl bench all | learner | replay | simulators | ray | soak | scaling | first_step [key=value ...]
+       vla-rl bench all | learner | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -26,6 +26,7 @@ usage: vla-rl bench collector [key=value ...]
   ray         training with collectors and a learner in processes of their own against one process
   soak        two hours of training on Ray while a process is killed every minute: what is lost, counted twice, or grows
   scaling     what each item of distributed training costs here, and which part of a larger layout is full first
+  profile     flame graphs of trainings that run, and the share of each part
   first_step  seconds from the start of vla-rl train to the first update
   control     on the simulated arm over DDS: the command stream's periods while a VLA infers beside it, how soon a
               stop stops and a stale stream holds
@@ -62,6 +63,7 @@ BENCHES = {
     "ray": "vla_rl.bench.ray",
     "soak": "vla_rl.bench.soak",
     "scaling": "vla_rl.bench.scaling",
+    "profile": "vla_rl.bench.profile",
     "first_step": "vla_rl.bench.first_step",
     "all": "vla_rl.bench.all",
     "control": "real.bench.control",  # by name: this package may not import it

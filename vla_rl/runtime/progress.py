@@ -29,7 +29,9 @@ class Speed:
             self._seen.append((began, start))
 
     def see(self, now: float, done: int) -> None:
-        """Note that ``done`` units are done at time ``now`` (seconds)."""
+        """Note that ``done`` units are done at time ``now`` (seconds); fewer than before are a new beginning."""
+        if self._seen and done < self._seen[-1][1]:  # a learner that was started again from its checkpoint
+            self._seen.clear()
         # Two notes a second are enough; the newest is always kept exact.
         if len(self._seen) > 1 and now - self._seen[-2][0] < 0.5:
             self._seen.pop()

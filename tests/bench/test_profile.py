@@ -1,0 +1,77 @@
+"""Shares from sampled stacks, and a real training looked at from outside."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+
+from tiny import lerobot_folder
+
+from vla_rl.bench.profile import run, shares_of
+
+
+def test_shares_by_hand():
+    learn = "main (cli.py:1);Trainer.learn (vla_rl/train.py:1)"
+    step = f"{learn};Collector.step (vla_rl/rollout/collector.py:9)"
+    lines = [
+        f"{step};VlaVectorEnv.step_wait (vla_rl/environment.py:1) 50",
+        f"{step};OpenLoop.act (vla_rl/policies/open_loop.py:1) 20",
+        f"{step};_update (vla_rl/train.py:3);make_updates (vla_rl/algorithms/base.py:7) 20",
+        f"{step} 5",
+        f"{learn} 5",
+        "_bootstrap (threading.py:1) 900",
+    ]
+    found = shares_of(lines)
+    assert found == pytest.approx(
+        {"pictures": 0, "simulator": 0.5, "policy": 0.2, "updates": 0.2, "collector": 0.05, "rest": 0.05}
+    )
+
+
+def test_a_training_is_looked_at_while_it_runs(tmp_path):
+    base = lerobot_folder(
+        tmp_path / "gaussian",
+        "gaussian_nano",
+        images=False,
+        env_state=39,
+        state=4,
+        action=4,
+        chunk_size=4,
+        n_action_steps=4,
+        hidden=[32],
+        std_first=0.3,
+    )
+    words = ["experiment=bench", "env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_envs=2"]
+    words += [
+        "env.num_workers=0",
+        f"policy.path={base}",
+        "policy.horizon=4",
+        "algorithm=dppo",
+        "demonstrations=none",
+    ]
+    words += ["algorithm.decisions=40", "algorithm.batch_size=40", "run.log_every=50", "run.base_episodes=0"]
+    shared = ",".join(f'"{word}"' for word in words)
+    out = tmp_path / "out"
+    assert (
+        run(
+            [
+                f"shared=[{shared}]",
+                "runs={dppo:[]}",
+                "only=[dppo]",
+                "step=100",
+                "seconds=3",
+                f"out={out}",
+                f"work={tmp_path / 'work'}",
+            ]
+        )
+        == 0
+    )
+    shares = json.loads((out / "results.json").read_text())["dppo"]
+    assert (
+        shares["simulator"] > 0.05 and shares["updates"] > 0.01 and sum(shares.values()) == pytest.approx(1)
+    )
+    assert (out / "dppo.svg").read_text().startswith("<?xml") and "dppo.svg" in (
+        out / "README.md"
+    ).read_text()
