@@ -24,7 +24,7 @@ def played(tmp_path):
     """A run whose learner has taken some batches of one collector, and its own account of them."""
     learner = DistributedLearner(settings(tmp_path / "run", steps=120))
     collector(0, learner).run()
-    learner._rotate()
+    learner.batches.rotate()
     slots = [dict(slot.__dict__) for slot in learner.slots.values()]
     return tmp_path / "run", {
         "distributed": slots,

@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_rl.data.journal import recover
 from vla_rl.learner.messages import unflatten, unpack
-from vla_rl.runtime.distributed.learner import BATCHES, TABLE
+from vla_rl.runtime.distributed.batches import BATCHES, TABLE
 from vla_rl.runtime.metrics import write_json, write_text
 
 

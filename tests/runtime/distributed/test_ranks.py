@@ -13,7 +13,8 @@ from test_learner import ALGORITHM, MINE, collector, settings, stored_in
 from vla_rl.algorithms.descent import descend
 from vla_rl.errors import UserError
 from vla_rl.learner.process import weights
-from vla_rl.runtime.distributed.learner import DistributedLearner, check_places, part_of
+from vla_rl.runtime.distributed.batches import check_places, part_of
+from vla_rl.runtime.distributed.learner import DistributedLearner
 from vla_rl.runtime.distributed.ranks import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))

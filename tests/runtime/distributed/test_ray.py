@@ -25,8 +25,8 @@ from vla_rl.config import compose
 from vla_rl.errors import UserError
 from vla_rl.runtime.distributed import actors
 from vla_rl.runtime.distributed.actors import connect
+from vla_rl.runtime.distributed.batches import part_of
 from vla_rl.runtime.distributed.driver import begin_from, check_distributed, fingerprint_of
-from vla_rl.runtime.distributed.learner import part_of
 from vla_rl.runtime.metrics import read_metrics
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import distributed

@@ -13,8 +13,9 @@ from typing import Any
 
 from vla_rl.errors import UserError
 from vla_rl.policies.remote import Remote
+from vla_rl.runtime.distributed.batches import TABLE, part_of
 from vla_rl.runtime.distributed.collector import DistributedCollector, Unreachable
-from vla_rl.runtime.distributed.learner import TABLE, DistributedLearner, part_of
+from vla_rl.runtime.distributed.learner import DistributedLearner
 from vla_rl.runtime.distributed.settings import Settings
 from vla_rl.serving.client import RemoteError
 from vla_rl.serving.protocol import VERSION

@@ -29,8 +29,8 @@ from vla_rl.runtime.distributed.actors import (
     connect,
     name_of,
 )
+from vla_rl.runtime.distributed.batches import BATCHES, LEARNERS, TABLE, check_places
 from vla_rl.runtime.distributed.collector import Unreachable
-from vla_rl.runtime.distributed.learner import BATCHES, LEARNERS, TABLE, check_places
 from vla_rl.runtime.distributed.settings import Settings, Slot, places_of
 from vla_rl.runtime.seeding import rng_state
 

@@ -10,7 +10,6 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch import Tensor
 
 from vla_rl.algorithms.base import make_updates
 from vla_rl.algorithms.elsewhere import learns_from_decisions
-from vla_rl.data.journal import Journal, recover
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import unflatten, unpack
 from vla_rl.learner.process import Absent, weights
+from vla_rl.runtime.distributed.batches import LEARNERS, TABLE, Batches, check_places, part_of
 from vla_rl.runtime.distributed.history import Published
 from vla_rl.runtime.distributed.ranks import Ranks
 from vla_rl.runtime.distributed.settings import Settings, Slot, Tally
@@ -32,41 +31,6 @@ from vla_rl.train import WINDOW
 
 BURST = 8
 """Updates between two looks at who else wants the learner."""
-
-JOURNALS = 3
-"""Kept: of the newest checkpoint and of those that a broken one falls back on."""
-
-BATCHES = "batches"
-"""Folder of the journals in a run's folder."""
-
-LEARNERS = "learners"
-"""Key of ``trainer.json``: how many there were."""
-
-TABLE = "distributed"
-"""Key of ``trainer.json`` under which a checkpoint keeps who has sent what."""
-
-
-def part_of(rank: int) -> str:
-    """Folder of a learner's part in a checkpoint."""
-    return f"algorithm-{rank}" if rank else "algorithm"
-
-
-def check_places(table: Sequence[Any], had: int, collectors: int, learners: int) -> None:
-    """Refuse to go on with other parts than a run was begun with: its replays are divided among them.
-
-    Args:
-        table: of a checkpoint, one entry for each collector.
-        had: learners then.
-        collectors: now.
-        learners: now.
-
-    Raises:
-        UserError: with the numbers of then.
-    """
-    if (len(table), had) != (collectors, learners):
-        raise UserError(
-            f"the run was begun with num_collectors={len(table)} num_learners={had}, whose rows its replay has: continue with as many"
-        )
 
 
 def _base(settings: Settings) -> Any:
@@ -126,8 +90,7 @@ class DistributedLearner:
         """Batches that came a second time; batches that a journal gave back."""
         self.stopping = False
         self.failure: Exception | None = None
-        self.journal: Journal | None = None
-        self.folder = Path(settings.run) / (BATCHES + (f"-{settings.rank}" if settings.rank else ""))
+        self.batches = Batches(Path(settings.run), settings.rank)
         self._updates_of: dict[int, int] = {}
         self.ranks = Ranks(settings.rank, settings.learners, settings.meeting)
         self._save_to: Path | None = None
@@ -161,7 +124,7 @@ class DistributedLearner:
             if slot.received >= 0:
                 self.learner.interrupt(self._rows(collector))
             slot.generation, slot.received = slot.generation + 1, -1
-            self._write(np.zeros(0, np.uint8), collector, {"generation": slot.generation, "number": -1})
+            self.batches.write(b"", collector, slot.generation, -1, self.learner.steps)
             return {"generation": slot.generation, "reached": self.learner.reached()}
 
     def check_fits(self, fingerprint: dict[str, str]) -> None:
@@ -205,8 +168,7 @@ class DistributedLearner:
             if number <= slot.received:
                 self.repeated += 1
             else:
-                at = {"generation": generation, "number": number}
-                self._write(np.frombuffer(message, np.uint8), collector, at)
+                self.batches.write(message, collector, generation, number, self.learner.steps)
                 self._take(collector, number, message)
             self._wanted.notify()
             return self.hail()
@@ -270,7 +232,7 @@ class DistributedLearner:
     def _save(self) -> None:
         assert self._save_to is not None
         self.learner.save(self._save_to)
-        self._rotate()
+        self.batches.rotate()
         self.tally.seconds, self.tally.recent = self._seconds(), list(self.recent)
         self._save_to = None
         self._wanted.notify_all()
@@ -397,23 +359,6 @@ class DistributedLearner:
 
     # ---- on disk ----------------------------------------------------------------------------------------
 
-    def _write(self, message: np.ndarray, collector: int, at: dict[str, int]) -> None:
-        if self.journal is None:
-            path = self.folder / f"{self.learner.steps:09d}-{time.time_ns()}.journal"
-            self.journal = Journal(path)
-        table = np.array([collector, at["generation"], at["number"]], np.int64)
-        self.journal.append({"message": message, "at": table})
-
-    def _rotate(self) -> None:
-        if self.journal is not None:
-            self.journal.close()
-            self.journal = None
-        first = {path.name.split("-")[0] for path in self.folder.glob("*.journal")}
-        kept = sorted(first)[-JOURNALS:]
-        for path in self.folder.glob("*.journal"):
-            if path.name.split("-")[0] not in kept:
-                path.unlink()
-
     def _restore(self) -> None:
         """The newest checkpoint, and the batches that were journalled after it."""
         checkpoint = RunFolder.latest_in(Path(self.settings.run))
@@ -421,9 +366,8 @@ class DistributedLearner:
             self._differ()
         else:
             self._load(checkpoint)
-        for path in sorted(self.folder.glob("*.journal")):
-            for record in recover(path):
-                self._replay(record)
+        for record in self.batches.records():
+            self._replay(record)
 
     def _differ(self) -> None:
         """Draw other batches than the learners that have begun with the same generators."""
