@@ -84,6 +84,8 @@ def profiled(profiler: Path, words: list[str], run: Path, picture: Path, config:
     finally:
         training.kill()
         training.wait()
+    # Its title is the command, with the profiler's place on this machine.
+    write_text(picture, picture.read_text().replace(str(profiler), profiler.name))
     return shares_of(stacks.read_text().splitlines())
 
 
@@ -127,4 +129,8 @@ def page(shares: dict[str, dict[str, float]]) -> str:
         lines.append(
             f"| [{name}]({name}.svg) | " + " | ".join(f"{100 * s:.0f} %" for s in found.values()) + " |"
         )
+    lines += [
+        "",
+        "What was done about it, and what that brought: [docs/benchmarks.md](../../../docs/benchmarks.md).",
+    ]
     return "\n".join([*lines, ""])
