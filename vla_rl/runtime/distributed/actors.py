@@ -31,6 +31,9 @@ LEASE = 60.0
 ANSWER = 60.0
 """Seconds that one call may take."""
 
+SAVING = 300.0
+"""Seconds that writing a part of a checkpoint may take, replay and all."""
+
 
 def connect(address: str | None, cpus: int | None = None) -> tuple[Any, bool]:
     """Ray, started here or joined at ``address``, and whether it has to be shut down afterwards.
@@ -173,7 +176,7 @@ class LearnerActor(ShardActor):
         parts = [f"{Path(folder).parent / part_of(rank)}" for rank in range(1, self.settings.learners)]
         references = [other.save.remote(part) for other, part in zip(self.others, parts, strict=True)]
         said = super().save(folder)
-        for other in self._answers(references):
+        for other in self._answers(references, SAVING):
             said["tally"]["episodes"] += other["tally"]["episodes"]
             said["tally"]["recent"] += other["tally"]["recent"]
             said[TABLE] |= other[TABLE]
@@ -188,12 +191,12 @@ class LearnerActor(ShardActor):
     def _ask_others(self, method: str) -> list[Any]:
         return self._answers([getattr(other, method).remote() for other in self.others])
 
-    def _answers(self, references: list[Any]) -> list[Any]:
+    def _answers(self, references: list[Any], seconds: float = ANSWER) -> list[Any]:
         if not references:
             return []
         import ray
 
-        return [asked(ray, reference) for reference in references]
+        return [asked(ray, reference, seconds) for reference in references]
 
 
 def concurrency(settings: Settings) -> int:
