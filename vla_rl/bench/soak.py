@@ -87,8 +87,7 @@ class _Driver:
 
     def __init__(self, config: Any, work: Path) -> None:
         self.work, self.log = work, work / "log.txt"
-        begin = [*config.train, f"run.minutes={config.minutes}", f"run.root={work}", "run.name=run"]
-        self.process = self._start(begin)
+        self.process = self._start([*config.train, f"run.root={work}", "run.name=run"])
         self.family: dict[int, psutil.Process] = {}
 
     def _start(self, words: list[str]) -> subprocess.Popen:
@@ -121,9 +120,9 @@ class _Driver:
         for process in alive:
             process.kill()
 
-    def resume(self) -> int:
+    def resume(self, *more: str) -> int:
         """Go on with the run; returns how many processes of the killed command had to be ended by hand."""
-        self.process = self._start([f"resume={self.work / 'run'}"])
+        self.process = self._start([f"resume={self.work / 'run'}", *more])
         return self.left
 
 
@@ -138,7 +137,7 @@ def _kind(process: psutil.Process) -> str:
 def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
     """Until the command has ended by itself."""
     chance, began = random.Random(int(config.seed)), time.monotonic()
-    next_kill, waiting, steps, moved = began + 2 * float(config.every), None, 0, began
+    next_kill, waiting, steps, moved, last = began + 2 * float(config.every), None, 0, began, False
     while True:
         code = driver.process.poll()
         if code is not None:
@@ -157,23 +156,25 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
         if now - moved > STILL:
             soak.problems.append(f"no new step for {STILL:g} s after {now - began:.0f} s: stuck")
             return
-        if now < next_kill or not steps or now - began > 60 * config.minutes - config.every:
+        if last or now < next_kill or not steps:
             continue
+        last = now - began > 60 * config.minutes
         # A command that has not come back yet has nothing new to lose.
         able = [k for k in config.kinds if members[k] and not (k == "driver" and waiting)]
-        if not able:
+        if not able and not last:
             continue
-        kind = chance.choice(able)
-        victim = chance.choice(members[kind])
+        kind = "driver" if last else chance.choice(able)
+        victim = chance.choice(members[kind]) if kind != "driver" else None
         next_kill = now + float(config.every)
         waiting = waiting or (kind, now)
         if kind == "driver":
             driver.kill()
-            if left := driver.resume():
+            # The last one has nothing to do but to take up what there is, and to end with a checkpoint of it.
+            if left := driver.resume(*(["run.minutes=0.01"] if last else [])):
                 soak.problems.append(f"{left} processes outlived their driver by {MERCY:g} s")
         else:
             try:
-                os.kill(victim.pid, signal.SIGKILL)
+                os.kill(victim.pid, signal.SIGKILL)  # type: ignore[union-attr]
             except ProcessLookupError:
                 continue
         soak.killed[kind] = soak.killed.get(kind, 0) + 1
