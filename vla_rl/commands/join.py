@@ -5,7 +5,7 @@ usage: vla-rl join training=NAME [address=auto] [env=robot] [key=value ...]
   training=first                     the run's name; it was begun with launcher=ray launcher.guests=N: places for N that come and go
   address=auto                       the Ray cluster: auto on a machine that is part of it (ray start --address=HOST:6379)
   env=robot env.robot=ur5e           where this one plays; observations and actions have to be those of the run
-  steps=5000                         leave after so many steps; else when the run ends, or at Ctrl-C
+  steps=5000                         leave after so many steps; else when the run ends, or at Ctrl-C (SIGINT, SIGTERM)
   policy_path=FOLDER                 of the base policy, where it lies somewhere else here
 
 Episodes in flight are closed when it leaves; what it has played stays in the run. If this machine vanishes, its place is free
@@ -18,6 +18,8 @@ Examples:
 
 from __future__ import annotations
 
+import signal
+
 from vla_rl.config import compose
 
 
@@ -26,5 +28,8 @@ def run(overrides: list[str]) -> int:
     config = compose("join", overrides)
     from vla_rl.runtime.distributed.guest import join
 
+    # Both mean "leave", also where a shell has started this with SIGINT ignored, as it does with what runs in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     join(config)
     return 0
