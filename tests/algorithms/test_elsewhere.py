@@ -27,7 +27,7 @@ def make(kind, base, rows=ROWS):
     chunks = OpenLoop(base, 4)
     if kind == "dppo":
         return dppo(chunks, SPEC, rows, decisions=100, epochs=2, batch_size=100, **SEEN)
-    return dsrl(chunks, SPEC, rows, variant=kind, warmup=60, first_updates=5, batch_size=32, **SEEN)
+    return dsrl(chunks, SPEC, rows, variant=kind, warmup=60, first_updates=5, batch_size=32, utd=0.5, **SEEN)
 
 
 def travelled(decisions, rows, steps):
