@@ -84,19 +84,20 @@ def measured(train: Any, config: Any) -> Costs:
         player._message = packing.around(player._message)
         began = time.perf_counter()
         played = player.run()
-        whole = time.perf_counter() - began
+        # Batches are taken in another thread, beside all this.
+        parts = (physics, asking, looking, beginning, packing)
+        acting = time.perf_counter() - began - sum(clock.seconds for clock in parts)
+        look, reset = looking.seconds / max(1.0, looking.calls), beginning.seconds / played
         update = _seconds(learner.learner.update, int(config.updates))
         publish = _version(learner, 10)
         version = sum(map(len, learner.weights_since(learner.published.version - 1)))
         questions = {int(size): _question(base, env, int(size)) for size in config.batches}
         player.close()
-    parts = (physics, asking, looking, beginning, packing)  # batches are taken in another thread
-    others = sum(clock.seconds for clock in parts)
     return Costs(
         step=physics.seconds / played,
-        look=looking.seconds / max(1.0, looking.calls),
-        reset=beginning.seconds / played,
-        acting=max(0.0, whole - others) / played,
+        look=look,
+        reset=reset,
+        acting=max(0.0, acting) / played,
         pack=packing.seconds / played,
         take=pushing.seconds / played,
         bytes=taken.bytes / played,
