@@ -29,7 +29,7 @@ from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.rollout.curriculum import curriculum_of
 from vla_rl.rollout.evaluate import Evaluation, evaluate
 from vla_rl.runtime.checkpoints import folder_name
-from vla_rl.runtime.distributed.settings import places_of, share_of_one
+from vla_rl.runtime.distributed.settings import learners_of, places_of, places_of_one, share_of_one
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.runtime.seeding import rng_state, seed_everything, set_rng_state
 from vla_rl.schedule import Schedule, Stage
@@ -50,13 +50,12 @@ def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
     """
     candidates = int(config.algorithm.get("candidates", 1) or 1)
     base = load_base(config.policy, candidates=candidates)
-    together = distributed(config)
-    collectors = places_of(config) if together else 1
-    learners = int(config.get("num_learners") or 1) if together else 1
-    settings: Any = OmegaConf.to_container(config.algorithm, resolve=True)
-    mine = OmegaConf.create(share_of_one(settings, learners))
-    rows = env.num_envs * -(-collectors // learners)
-    return build(mine, base=base, env_spec=env.env_spec, num_envs=rows)
+    algorithm, rows = config.algorithm, env.num_envs
+    if distributed(config):
+        settings: Any = OmegaConf.to_container(algorithm, resolve=True)
+        algorithm = OmegaConf.create(share_of_one(settings, learners_of(config)))
+        rows *= places_of_one(places_of(config), learners_of(config))
+    return build(algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
 
 
 def distributed(config: Any) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 
-from tiny import lerobot_folder
+from tiny import REACH, reach_base
 
 from vla_rl.bench.profile import run, shares_of
 
@@ -31,43 +31,14 @@ def test_shares_by_hand():
 
 
 def test_a_training_is_looked_at_while_it_runs(tmp_path):
-    base = lerobot_folder(
-        tmp_path / "gaussian",
-        "gaussian_nano",
-        images=False,
-        env_state=39,
-        state=4,
-        action=4,
-        chunk_size=4,
-        n_action_steps=4,
-        hidden=[32],
-        std_first=0.3,
-    )
-    words = ["experiment=bench", "env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_envs=2"]
-    words += [
-        "env.num_workers=0",
-        f"policy.path={base}",
-        "policy.horizon=4",
-        "algorithm=dppo",
-        "demonstrations=none",
-    ]
-    words += ["algorithm.decisions=40", "algorithm.batch_size=40", "run.log_every=50", "run.base_episodes=0"]
+    base = reach_base(tmp_path / "gaussian", "gaussian_nano")
+    words = [*REACH, "env.num_envs=2", f"policy.path={base}", "policy.horizon=4"]
+    words += ["algorithm=dppo", "demonstrations=none", "algorithm.decisions=40", "algorithm.batch_size=40"]
+    words += ["run.log_every=50", "run.base_episodes=0"]
     shared = ",".join(f'"{word}"' for word in words)
     out = tmp_path / "out"
-    assert (
-        run(
-            [
-                f"shared=[{shared}]",
-                "runs={dppo:[]}",
-                "only=[dppo]",
-                "step=100",
-                "seconds=3",
-                f"out={out}",
-                f"work={tmp_path / 'work'}",
-            ]
-        )
-        == 0
-    )
+    asked = ["runs={dppo:[]}", "only=[dppo]", "step=100", "seconds=3", f"work={tmp_path / 'work'}"]
+    assert run([f"shared=[{shared}]", *asked, f"out={out}"]) == 0
     shares = json.loads((out / "results.json").read_text())["dppo"]
     assert (
         shares["simulator"] > 0.05 and shares["updates"] > 0.01 and sum(shares.values()) == pytest.approx(1)

@@ -8,6 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 
+from tiny import REACH, reach_base
+
 from vla_rl.bench.scaling import run
 from vla_rl.bench.scaling_plan import Costs, page, plan
 
@@ -53,33 +55,10 @@ def test_simulators_are_slowed_down_by_whatever_is_full():
 
 
 def test_costs_are_measured_here(tmp_path):
-    words = [
-        "env=metaworld",
-        "env.ids=[reach-v3]",
-        "env.num_envs=1",
-        "env.num_workers=0",
-        "env.image_size=64",
-    ]
+    words = [*REACH, "env.num_envs=1", "env.image_size=64", "demonstrations.episodes=0", "policy.horizon=4"]
     words += ["algorithm.hidden=[16,16]", "algorithm.batch_size=16", "algorithm.capacity=1000"]
-    from tiny import lerobot_folder
-
-    base = lerobot_folder(
-        tmp_path / "act",
-        "act",
-        images=False,
-        env_state=39,
-        state=4,
-        action=4,
-        chunk_size=4,
-        n_action_steps=4,
-        dim_model=32,
-        n_heads=2,
-        dim_feedforward=32,
-        n_encoder_layers=1,
-        use_vae=False,
-    )
-    words += [f"policy.path={base}", "policy.horizon=4", "env.cameras=[]", "demonstrations.episodes=0"]
-    train = ",".join(f'"{word}"' for word in ["experiment=bench", *words])
+    words += [f"policy.path={reach_base(tmp_path / 'act')}"]
+    train = ",".join(f'"{word}"' for word in words)
     out = tmp_path / "out"
     assert run([f"train=[{train}]", "steps=60", "updates=3", "batches=[1,2]", f"out={out}"]) == 0
     found = json.loads((out / "results.json").read_text())

@@ -103,6 +103,26 @@ def tiny_token(out: Path, **settings) -> Path:
     return out
 
 
+REACH = ["experiment=bench", "env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_workers=0"]
+"""Overrides of a training on the environment that ``reach_base`` acts in, on the simulator's state."""
+
+
+def reach_base(out: Path, kind: str = "act") -> Path:
+    """A policy of four steps a chunk for Meta-World's state, at random: ``act`` or ``gaussian_nano``."""
+    small = {"chunk_size": 4, "n_action_steps": 4}
+    if kind == "act":
+        small |= {
+            "dim_model": 32,
+            "n_heads": 2,
+            "dim_feedforward": 32,
+            "n_encoder_layers": 1,
+            "use_vae": False,
+        }
+    else:
+        small |= {"hidden": [32], "std_first": 0.3}
+    return lerobot_folder(out, kind, images=False, env_state=39, state=4, action=4, **small)
+
+
 def lerobot_folder(
     out: Path,
     kind: str,

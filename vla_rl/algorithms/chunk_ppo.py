@@ -209,11 +209,10 @@ class ChunkPPO(FromDecisions):
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Take frames of the decisions that ``policy`` made."""
-        self.decisions.observe(frames, rows)
+        super().observe(frames, rows)
         if self.groups is not None:
             for row, number, advantage in self.groups.observe(frames, rows):
                 self.decisions.settle(row, number, advantage)
-        self.steps += int((~frames["final"]).sum())
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Refused: on-policy learning has no use for them.

@@ -87,8 +87,12 @@ class Decisions:
             current["own"] &= not taken[index]
             if forget[index]:  # rewound: what this chunk led to did not happen
                 del self._open[row]
-                if self._closed[row]:
-                    self._closed[row][-1]["ended"] = torch.tensor(True)
+                self._end(row)
+
+    def _end(self, row: int) -> None:
+        """Nothing follows the newest decision of a row."""
+        if self._closed[row]:
+            self._closed[row][-1]["ended"] = torch.tensor(True)
 
     def _close(self, row: int, seen: TensorDict, final: bool, fresh: TensorDict | None) -> None:
         decision = self._open.pop(row, None)
@@ -152,8 +156,7 @@ class Decisions:
             self._fresh.pop(row, None)
             self._open.pop(row, None)
             self._elapsed[row] = 0
-            if self._closed[row]:
-                self._closed[row][-1]["ended"] = torch.tensor(True)
+            self._end(row)
 
     def take(self, value: Any, gamma: float, lam: float, scale: float = 1.0) -> TensorDict:
         """All that are over, as a batch [N] with ``advantage``, ``value`` and ``return`` [N]; they are forgotten here.

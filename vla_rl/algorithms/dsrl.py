@@ -207,12 +207,6 @@ class DSRL(FromDecisions):
             }
         self.decisions.decided(rows, TensorDict(kept, batch_size=[len(rows)]))
 
-    def observe(self, frames: TensorDict, rows: Tensor) -> None:
-        """Take frames of the decisions that ``policy`` made."""
-        self.decisions.observe(frames, rows)
-        self.steps += int((~frames["final"]).sum())
-        self._stored()
-
     def _stored(self) -> None:
         over = self.decisions.pop()
         if over is None:

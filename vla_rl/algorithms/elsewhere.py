@@ -29,6 +29,11 @@ class FromDecisions:
         self.steps += count
         self._unsent += count
 
+    def observe(self, frames: TensorDict, rows: Tensor) -> None:
+        """Take frames of the decisions that ``policy`` made, and learn from them here."""
+        self.assemble(frames, rows)
+        self._stored()
+
     def hand_over(self) -> tuple[TensorDict | None, Tensor, int]:
         """Decisions that are over [N] with their rows [N], and the environment steps since the last time."""
         rows = self.decisions.rows_over()

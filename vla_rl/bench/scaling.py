@@ -2,8 +2,7 @@
 
 Every cost is measured through the classes that a run on Ray is made of, in one process, one after the other: a control
 step, a question to the base policy, a batch of frames packed and taken (journalled, in replay), an update, a version
-of the weights. A layout's load on a part is its demand times the cost; what a part can do no faster for being larger
-(one learner's journal, say) is not divided.
+of the weights. A layout's load on a part is its demand times the cost, divided among those that share it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ def run(overrides: list[str]) -> int:
     layouts = {name: plan(costs, **layout) for name, layout in config.layouts.items()}
     out = Path(config.out)
     write_json(out / "results.json", {"costs": costs.__dict__, "layouts": layouts})
-    write_text(out / "README.md", page(costs, layouts))
-    print(page(costs, layouts))
+    text = page(costs, layouts)
+    write_text(out / "README.md", text)
+    print(text)
     return 0
 
 
@@ -106,7 +106,7 @@ def measured(train: Any, config: Any) -> Costs:
         publish=publish,
         delta=float(version),
         horizon=int(plain["policy"]["horizon"] or base.horizon),
-        question={size: seconds for size, seconds in questions.items()},
+        question=questions,
         picture=int(sum(3 * h * w for h, w in env.env_spec.cameras.values())),
     )
 

@@ -109,21 +109,20 @@ class _Driver:
             pass
         return found
 
-    def kill(self) -> None:
-        """End the command by SIGKILL, and see that nothing of it stays behind."""
+    def kill(self) -> int:
+        """End the command by SIGKILL; how many of its processes outlived it and had to be ended too."""
         self.members()
         self.process.kill()
         self.process.wait()
         _, alive = psutil.wait_procs(list(self.family.values()), timeout=MERCY)
         self.family.clear()
-        self.left = len(alive)
         for process in alive:
             process.kill()
+        return len(alive)
 
-    def resume(self, *more: str) -> int:
-        """Go on with the run; returns how many processes of the killed command had to be ended by hand."""
+    def resume(self, *more: str) -> None:
+        """Go on with the run."""
         self.process = self._start([f"resume={self.work / 'run'}", *more])
-        return self.left
 
 
 def _kind(process: psutil.Process) -> str:
@@ -164,17 +163,16 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
         if not able and not last:
             continue
         kind = "driver" if last else chance.choice(able)
-        victim = chance.choice(members[kind]) if kind != "driver" else None
         next_kill = now + float(config.every)
         waiting = waiting or (kind, now)
         if kind == "driver":
-            driver.kill()
-            # The last one has nothing to do but to take up what there is, and to end with a checkpoint of it.
-            if left := driver.resume(*(["run.minutes=0.01"] if last else [])):
+            if left := driver.kill():
                 soak.problems.append(f"{left} processes outlived their driver by {MERCY:g} s")
+            # The last one has nothing to do but to take up what there is, and to end with a checkpoint of it.
+            driver.resume(*(["run.minutes=0.01"] if last else []))
         else:
             try:
-                os.kill(victim.pid, signal.SIGKILL)  # type: ignore[union-attr]
+                os.kill(chance.choice(members[kind]).pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         soak.killed[kind] = soak.killed.get(kind, 0) + 1

@@ -114,8 +114,9 @@ def write_report(config: Any, soak: Any, audit: Audit, counted: dict[str, Any]) 
     }
     out = Path(config.out)
     write_json(out / "results.json", result)
-    write_text(out / "README.md", page(result))
-    print(page(result))
+    text = page(result)
+    write_text(out / "README.md", text)
+    print(text)
     return 1 if problems else 0
 
 
@@ -123,9 +124,7 @@ def page(result: dict[str, Any]) -> str:
     """The report in words."""
     killed = ", ".join(f"{count} {kind}" for kind, count in sorted(result["killed"].items())) or "none"
     lines = [
-        "# Two hours of training on Ray, processes killed"
-        if result["minutes"] == 120
-        else f"# {result['minutes']:g} minutes of training on Ray, processes killed",
+        f"# {result['minutes']:g} minutes of training on Ray, processes killed",
         "",
         f"`vla-rl bench soak`: {result['steps']} environment steps, {result['episodes']} episodes; killed (SIGKILL, one after the "
         f"other, chosen at random): {killed}. *driver* is `vla-rl train` itself, which is then resumed.",

@@ -33,17 +33,13 @@ from vla_rl.train import distributed
 
 GOAL = 900
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # Ray, and each process that takes a dead one's place, start in half a minute
+# Ray, and each process that takes a dead one's place, start in half a minute.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "act"
-    small = {"chunk_size": 4, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
-    small |= {"n_encoder_layers": 1, "use_vae": False}
-    return tiny.lerobot_folder(folder, "act", images=False, env_state=39, state=4, action=4, **small)
+    return tiny.reach_base(tmp_path_factory.mktemp("base") / "act")
 
 
 def words(base, root, **more):
@@ -202,10 +198,7 @@ def test_a_guest_joins_and_leaves_while_the_others_go_on(base, tmp_path):
 
 
 def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
-    small = {"chunk_size": 4, "n_action_steps": 4, "hidden": [32], "std_first": 0.3}
-    base = tiny.lerobot_folder(
-        tmp_path / "gaussian", "gaussian_nano", images=False, env_state=39, state=4, action=4, **small
-    )
+    base = tiny.reach_base(tmp_path / "gaussian", "gaussian_nano")
     spare = {"algorithm.warmup_steps", "algorithm.critic_updates", "demonstrations.episodes"}
     plain = [w for w in words(base, tmp_path) if w.split("=")[0] not in spare]
     more = [
@@ -217,6 +210,8 @@ def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
     ]
     with pytest.raises(UserError, match="num_inference=1: collectors of DPPO run the policy themselves"):
         train([*plain, *more])
+    with pytest.raises(UserError, match="num_learners=2: DPPO learns in one"):
+        train([*plain, *more, "num_inference=0", "num_learners=2", "run.name=two"])
     folder = train([*plain, *more, "num_inference=0", "run.name=on_policy"])
     rows = read_metrics(folder / "metrics.jsonl")
     counters = json.loads((RunFolder.latest_in(folder) / "algorithm" / "algorithm.json").read_text())

@@ -97,7 +97,7 @@ class ShardActor(DistributedLearner):
         os.chdir(folder)
         super().__init__(settings)
 
-    def abandoned(self, error: RuntimeError) -> None:
+    def abandoned(self, error: Exception) -> None:
         """End the process: updates are made together or not at all."""
         log.warning("learner %d has lost another: %s", self.settings.rank, error)
         os._exit(1)
@@ -119,8 +119,7 @@ class LearnerActor(ShardActor):
             import ray
 
             settings = replace(settings, meeting=f"{ray.util.get_node_ip_address()}:{_free_port()}")
-            options = {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": concurrency(settings)}
-            remote = ray.remote(**options)(ShardActor)
+            remote = ray.remote(**options_of(settings))(ShardActor)
             self.others = [
                 remote.remote(replace(settings, rank=rank), folder) for rank in range(1, settings.learners)
             ]
@@ -199,9 +198,9 @@ class LearnerActor(ShardActor):
         return [asked(ray, reference, seconds) for reference in references]
 
 
-def concurrency(settings: Settings) -> int:
-    """Calls that a learner answers at a time: of its collectors, the driver and others."""
-    return 6 + 2 * settings.collectors
+def options_of(settings: Settings) -> dict[str, Any]:
+    """Ray's, of each learner: how many calls it answers at a time (of collectors, the driver and others), and what it takes."""
+    return {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": 6 + 2 * settings.collectors}
 
 
 def _free_port() -> int:

@@ -144,11 +144,11 @@ class DistributedCollector:
                     self._heard(self._until(self.learner.hail))
         except KeyboardInterrupt:
             print("leaving", flush=True)
-        if not self.answer[
-            "stop"
-        ]:  # the others go on: what is in flight here ends as a time limit would end it
+        if not self.answer["stop"]:
+            # The others go on: what is in flight here ends as a time limit would end it.
             collector.cut()
-            self._send()
+            if self.decides or self._batch:
+                self._send()
         self._confirm()
         return collector.steps
 
@@ -184,8 +184,6 @@ class DistributedCollector:
             over, rows, steps = self.algorithm.hand_over()
             tensors = {} if over is None else flatten(over)
             return pack("decisions", tensors, size=len(rows), rows=rows.tolist(), steps=steps, **fields)
-        if not self._batch:
-            return pack("frames", {}, size=0, rows=[], **fields)
         frames: Any = torch.cat([frames for frames, _ in self._batch])
         rows = torch.cat([rows for _, rows in self._batch])
         return pack("frames", flatten(frames), size=len(frames), rows=rows.tolist(), **fields)

@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vla_rl.algorithms.elsewhere import learns_from_decisions
+from vla_rl.config import CONFIGS
 from vla_rl.errors import UserError
 from vla_rl.runtime.distributed.actors import (
     NAMESPACE,
@@ -25,26 +26,16 @@ from vla_rl.runtime.distributed.actors import (
     InferenceActor,
     LearnerActor,
     asked,
-    concurrency,
     connect,
     name_of,
+    options_of,
 )
 from vla_rl.runtime.distributed.batches import BATCHES, LEARNERS, TABLE, check_places
 from vla_rl.runtime.distributed.collector import Unreachable
-from vla_rl.runtime.distributed.settings import Settings, Slot, places_of
+from vla_rl.runtime.distributed.settings import Settings, Slot, learners_of, places_of
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
-
-LAUNCHER: dict[str, Any] = {
-    "address": None,
-    "cpus": None,
-    "every": 10,
-    "publish": 1.0,
-    "max_due": 2000,
-    "gpus": 0,
-}
-"""Of a run that was begun without Ray (``configs/launcher/ray.yaml``)."""
 
 START = 300.0
 """Seconds that the learner may take to be there: it reads a checkpoint and journals first."""
@@ -113,7 +104,10 @@ class Distributed:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.config = trainer, trainer.config
-        self.launcher = launcher = LAUNCHER | dict(self.config.launcher)
+        # A run that was begun without Ray, or before a setting was there, has the defaults.
+        defaults = OmegaConf.load(CONFIGS / "launcher" / "ray.yaml")
+        self.launcher: Any = OmegaConf.merge(defaults, self.config.launcher)
+        launcher = self.launcher
         self.ray, self.started = connect(launcher["address"], launcher["cpus"])
         self.fingerprint = fingerprint_of(self.config)
         self.plain: Any = OmegaConf.to_container(self.config, resolve=True)
@@ -152,19 +146,17 @@ class Distributed:
             threads=int(config.run.threads or 1),
             publish=float(self.launcher["publish"]),
             max_due=int(self.launcher["max_due"]),
-            learners=int(config.get("num_learners") or 1),
+            learners=learners_of(config),
             gpus=float(self.launcher["gpus"]),
         )
-        settings.mine()  # refused here, not in another process
-        options = {"num_cpus": 0, "num_gpus": settings.gpus, "max_concurrency": concurrency(settings)}
-        options |= {"max_restarts": -1, "name": name_of(trainer.run.path.name), "namespace": NAMESPACE}
+        options = options_of(settings) | {"max_restarts": -1}
+        options |= {"name": name_of(trainer.run.path.name), "namespace": NAMESPACE}
         until = time.monotonic() + GONE
         while True:
             try:
                 return self.ray.remote(**options)(LearnerActor).remote(settings, self.folder, self.plain)
-            except (
-                ValueError
-            ) as error:  # the name is taken: perhaps by one whose command has just been killed
+            except ValueError as error:
+                # The name is taken: perhaps by one whose command has just been killed.
                 if time.monotonic() > until:
                     raise UserError(
                         f"run.name={trainer.run.path.name}: a training of that name goes on in this Ray cluster"
@@ -251,7 +243,7 @@ def begin_from(trainer: Any) -> None:
     state = json.loads((newest / "trainer.json").read_text()) if newest else {}
     table = state.get(TABLE)
     config = trainer.config
-    places, learners = places_of(config), int(config.get("num_learners") or 1)
+    places, learners = places_of(config), learners_of(config)
     if table is not None:
         check_places(table, state.get(LEARNERS, 1), places, learners)
         return
@@ -271,6 +263,10 @@ def _check_decisions(trainer: Any) -> None:
     if trainer.config.get("num_inference"):
         raise UserError(
             f"num_inference={trainer.config.num_inference}: collectors of {name} run the policy themselves; set num_inference=0"
+        )
+    if learners_of(trainer.config) > 1:
+        raise UserError(
+            f"num_learners={trainer.config.num_learners}: {name} learns in one; set num_learners=1"
         )
     if trainer.config.algorithm.get("group"):
         raise UserError(
@@ -357,7 +353,7 @@ def _checkpoint(trainer: Any, parts: Distributed) -> Path:
             "episodes_started": said["tally"]["episodes"],
             "rng": rng_state(),
             TABLE: said[TABLE],
-            LEARNERS: int(trainer.config.get("num_learners") or 1),
+            LEARNERS: learners_of(trainer.config),
         }
         (path / "trainer.json").write_text(json.dumps(state))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vla_rl.algorithms.base import make_updates
 from vla_rl.algorithms.elsewhere import learns_from_decisions
-from vla_rl.errors import UserError
+from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.learner.messages import unflatten, unpack
 from vla_rl.learner.process import Absent, weights
 from vla_rl.runtime.distributed.batches import LEARNERS, TABLE, Batches, check_places, part_of
@@ -75,10 +75,6 @@ class DistributedLearner:
                 f"launcher=ray: {type(self.learner).__name__} learns only where it acts; set launcher=local"
             )
         self.decides = learns_from_decisions(self.learner)
-        if settings.learners > 1 and self.decides:
-            raise UserError(
-                f"num_learners={settings.learners}: {type(self.learner).__name__} learns in one; set num_learners=1"
-            )
         places = range(settings.rank, settings.collectors, settings.learners)
         self.slots = {place: Slot() for place in places}
         self.tally = Tally()
@@ -287,7 +283,7 @@ class DistributedLearner:
         before = self.learner.steps
         if self.decides:
             self.learner.take_over(taken, rows, fields["steps"])
-        elif taken is not None:  # one that leaves may have nothing more
+        else:
             self.learner.observe(taken, rows)
         slot = self.slots[collector]
         slot.received = number
@@ -305,7 +301,9 @@ class DistributedLearner:
                     self._rest()
                 time.sleep(2e-4)  # long enough for whoever waits for the lock to have it
         except Exception as error:  # told to whoever asks next
-            if self.settings.learners > 1 and isinstance(error, RuntimeError):
+            # A loss that is not finite would be so again.
+            lost = isinstance(error, RuntimeError) and not isinstance(error, NonFiniteError)
+            if lost and self.settings.learners > 1:
                 self.abandoned(error)
             self.failure = error
 
@@ -319,7 +317,7 @@ class DistributedLearner:
                     lambda: self._save_to is not None or self.learner.updates_due() > 0, 0.2
                 )
 
-    def abandoned(self, error: RuntimeError) -> None:
+    def abandoned(self, error: Exception) -> None:
         """Another learner is gone, without which none can go on."""
 
     def _go_on(self) -> bool:

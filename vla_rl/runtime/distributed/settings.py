@@ -61,7 +61,17 @@ class Settings:
     @property
     def places(self) -> int:
         """Collectors that one learner has place for."""
-        return -(-self.collectors // self.learners)
+        return places_of_one(self.collectors, self.learners)
+
+
+def places_of_one(places: int, learners: int) -> int:
+    """Collectors that each of several learners has place for, of all ``places``."""
+    return -(-places // learners)
+
+
+def learners_of(config: Any) -> int:
+    """Learners of a run; one where its configuration is older than they are."""
+    return int(config.get("num_learners") or 1)
 
 
 def places_of(config: Any) -> int:
