@@ -197,6 +197,20 @@ def test_a_guest_joins_and_leaves_while_the_others_go_on(base, tmp_path):
     assert host["steps"] + visitor["steps"] == state["progress"]["steps"]
 
 
+def end_once_both_played(run, metrics):
+    """End ``run`` when both collectors have played and an iteration is learned, however late the second one started."""
+    import ray
+
+    from vla_rl.runtime.distributed.actors import NAMESPACE, name_of
+
+    until, told = time.monotonic() + 240, False
+    while not told and time.monotonic() < until:
+        rows = read_metrics(metrics)
+        told = bool(rows) and all(rows[-1].get(f"collected_{place}", 0) > 400 for place in range(2))
+        time.sleep(0.3)
+    ray.get(ray.get_actor(name_of(run), NAMESPACE).stop.remote())
+
+
 def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
     base = tiny.reach_base(tmp_path / "gaussian", "gaussian_nano")
     spare = {"algorithm.warmup_steps", "algorithm.critic_updates", "demonstrations.episodes"}
@@ -212,11 +226,17 @@ def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
         train([*plain, *more])
     with pytest.raises(UserError, match="num_learners=2: DPPO learns in one"):
         train([*plain, *more, "num_inference=0", "num_learners=2", "run.name=two"])
-    folder = train([*plain, *more, "num_inference=0", "run.name=on_policy"])
-    rows = read_metrics(folder / "metrics.jsonl")
-    counters = json.loads((RunFolder.latest_in(folder) / "algorithm" / "algorithm.json").read_text())
-    assert counters["iteration"] >= 2 and counters["steps"] >= GOAL
-    assert all(rows[-1][f"collected_{place}"] > 100 for place in range(2)) and "approx_kl" in rows[-1]
+    metrics = tmp_path / "on_policy" / "metrics.jsonl"
+    ender = threading.Thread(target=end_once_both_played, args=("on_policy", metrics))
+    ender.start()
+    folder = train([*plain, *more, "num_inference=0", "run.name=on_policy", "run.steps=100000"])
+    ender.join(60)
+    newest = RunFolder.latest_in(folder)
+    counters = json.loads((newest / "algorithm" / "algorithm.json").read_text())
+    state = json.loads((newest / "trainer.json").read_text())
+    assert counters["iteration"] >= 2 and "approx_kl" in read_metrics(metrics)[-1]
+    assert all(slot["steps"] > 100 for slot in state["distributed"])
+    assert sum(slot["steps"] for slot in state["distributed"]) == counters["steps"]
 
 
 def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path):
