@@ -161,12 +161,43 @@ def test_resume_is_bit_exact(flow, variant, tmp_path):
     assert torch.equal(first.log_temperature, second.log_temperature)
 
 
+def updated(flow, **settings):
+    """A learner after 1600 steps, and its metrics of every update."""
+    torch.manual_seed(0)
+    algorithm = dsrl(OpenLoop(flow, 4), SPEC, 16, **(SMALL | settings))
+    return algorithm, train(algorithm, 1600)
+
+
+def apart(first, second):
+    """Largest difference of a critic's weights, relative to their size."""
+    pairs = zip(first.critic.parameters(), second.critic.parameters(), strict=True)
+    return max(float((a - b).norm() / a.norm().clamp(min=1)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("variant", ["sac", "na"])
+def test_products_in_bfloat16_give_nearly_the_same_updates_and_float32_weights(flow, variant):
+    exact, half = (updated(flow, variant=variant, precision=p)[0] for p in ("float32", "bfloat16"))
+    assert exact.updates == half.updates > 50
+    assert all(p.dtype == torch.float32 for p in half.critic.parameters())
+    assert 0 < apart(exact, half) < 0.1
+
+
+@pytest.mark.learning
+def test_compiled_updates_are_the_same(flow):
+    """``compile`` changes the speed of the updates, and sums in their last digits."""
+    (plain, found), (compiled, same) = (updated(flow, compile=c) for c in (False, True))
+    assert plain.updates == compiled.updates > 50
+    for name in ("critic_loss", "actor_loss", "entropy"):
+        ours, theirs = (torch.stack([m[name] for m in rows[:4]]) for rows in (found, same))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_the_squashed_density_is_that_of_its_draws():
     torch.manual_seed(0)
     actor = SquashedGaussian(1, [8], 1)
     features = torch.zeros(200_000, 1)
     with torch.no_grad():
-        drawn, density = actor(features)
+        drawn, density = actor(features, actor.noise(len(features)))
     counts, edges = np.histogram(drawn.numpy(), bins=40, range=(-0.95, 0.95))
     centres = (edges[1:] + edges[:-1]) / 2
     measured = counts / len(drawn) / (edges[1] - edges[0])
@@ -178,6 +209,8 @@ def test_the_squashed_density_is_that_of_its_draws():
 def test_refusals(flow):
     with pytest.raises(UserError, match="variant=nia: choose sac or na"):
         dsrl(OpenLoop(flow, 4), SPEC, 4, variant="nia")
+    with pytest.raises(UserError, match="algorithm.precision=float16: did you mean"):
+        dsrl(OpenLoop(flow, 4), SPEC, 4, precision="float16")
     with pytest.raises(UserError, match="gives no action chunks"):
         dsrl(BiasedBase(), SPEC, 4)
     with pytest.raises(UserError, match="demonstrations=none"):

@@ -29,6 +29,7 @@ from vla_rl.algorithms.decisions import Decisions
 from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
+from vla_rl.algorithms.products import check_precision, products
 from vla_rl.data.ring import Ring
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
@@ -72,6 +73,8 @@ class DSRLConfig:
         image_features: width of the image vector per camera, when a camera is named above.
         encoder: ``vit`` or ``conv``.
         image_shift: pixels of random shift.
+        compile: torch.compile of the loss functions.
+        precision: of the matrix products of an update: ``float32``, or ``bfloat16``, which pays where a processor has it.
     """
 
     variant: str = "sac"
@@ -100,6 +103,8 @@ class DSRLConfig:
     image_features: int = 64
     encoder: str = "vit"
     image_shift: int = 4
+    compile: bool = False
+    precision: str = "float32"
 
 
 def _check(config: DSRLConfig) -> None:
@@ -114,6 +119,7 @@ def _check(config: DSRLConfig) -> None:
             raise UserError(f"algorithm.{name}={getattr(config, name)} must be at least 1")
     if config.temperature <= 0:
         raise UserError(f"algorithm.temperature={config.temperature} must be above 0")
+    check_precision(config.precision)
 
 
 class DSRL(FromDecisions):
@@ -165,12 +171,23 @@ class DSRL(FromDecisions):
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature, device=device).log())
         seen = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr),
-            "critic": torch.optim.Adam([*self.critic.parameters(), *seen], lr=config.critic_lr),
+            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr, fused=True),
+            "critic": torch.optim.Adam([*self.critic.parameters(), *seen], lr=config.critic_lr, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], lr=config.actor_lr),
         }
         if aliased:
-            self.optimizers["noise"] = torch.optim.Adam(self.noise_critic.parameters(), lr=config.critic_lr)
+            self.optimizers["noise"] = torch.optim.Adam(
+                self.noise_critic.parameters(), lr=config.critic_lr, fused=True
+            )
+        self._soft_value_fn, self._critic_loss_fn, self._actor_loss_fn = (
+            self._soft_value,
+            self._critic_loss,
+            self._actor_loss,
+        )
+        if config.compile:
+            self._soft_value_fn = torch.compile(self._soft_value)
+            self._critic_loss_fn = torch.compile(self._critic_loss)
+            self._actor_loss_fn = torch.compile(self._actor_loss)
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.sampling = torch.Generator().manual_seed(seed + 2)
@@ -267,9 +284,10 @@ class DSRL(FromDecisions):
         with torch.no_grad():
             target = self._target(batch)
         taken = batch["chunk"] if config.variant == "na" else batch["noise"]
-        values = self.critic(torch.cat([features, taken], 1)).squeeze(-1)
-        metrics = {"critic_loss": (values - target).square().mean(), "q": values.mean()}
-        self._step(metrics["critic_loss"], "critic")
+        with products(self.device, config.precision):
+            loss, mean_value = self._critic_loss_fn(features, taken, target)
+        metrics = {"critic_loss": loss, "q": mean_value}
+        self._step(loss, "critic")
         features = features.detach()
         if config.variant == "na":
             for _ in range(config.noise_updates):
@@ -287,16 +305,27 @@ class DSRL(FromDecisions):
         """
         config = self.config
         seen = self.encoder(batch["next_observation"], True, self.generator)
-        place, density = self.actor(seen, generator=self.generator)
-        if config.variant == "na":
-            chunk = self._chunks(batch["next_condition"], place)
-            value = self.target(torch.cat([seen, chunk], 1)).squeeze(-1).amin(0)
-            cut = self.noise_critic(torch.cat([seen, place], 1)).squeeze(-1).amin(0)
-            value = torch.where(batch["ended"], cut, value)
-        else:
-            value = self.target(torch.cat([seen, place], 1)).squeeze(-1).amin(0)
-        value = value - self.log_temperature.exp() * density
+        noise, temperature = self.actor.noise(len(seen), self.generator), self.log_temperature.exp()
+        with products(self.device, config.precision):
+            if config.variant == "na":
+                place, density = self.actor(seen, noise)
+                chunk = self._chunks(batch["next_condition"], place)
+                value = self.target(torch.cat([seen, chunk], 1)).squeeze(-1).amin(0)
+                cut = self.noise_critic(torch.cat([seen, place], 1)).squeeze(-1).amin(0)
+                value = torch.where(batch["ended"], cut, value) - temperature * density
+            else:
+                value = self._soft_value_fn(seen, noise, temperature)
         return batch["reward"] - config.step_cost + config.gamma * ~batch["terminated"] * value
+
+    def _soft_value(self, seen: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
+        """[B] of features ``seen``: what the target critics expect of the actor's noise, and its entropy."""
+        place, density = self.actor(seen, noise)
+        value = self.target(torch.cat([seen, place], 1)).squeeze(-1).float()
+        return value.amin(0) - temperature * density
+
+    def _critic_loss(self, features: Tensor, taken: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.critic(torch.cat([features, taken], 1)).squeeze(-1).float()
+        return (values - target).square().mean(), values.detach().mean()
 
     def _chunks(self, condition: TensorDict, place: Tensor) -> Tensor:
         """[B, H A] what the base makes of noise."""
@@ -309,30 +338,40 @@ class DSRL(FromDecisions):
         """Regress the critic of noise on the critic of what the base makes of it."""
         config, count = self.config, len(features)
         with torch.no_grad():
-            place, _ = self.actor(features, generator=self.generator)
+            place, _ = self.actor(features, self.actor.noise(count, self.generator))
             normal = torch.randn(place.shape, generator=self.generator, device=self.device) / config.magnitude
             ours = torch.rand(count, 1, generator=self.generator, device=self.device) < config.normal_share
             place = torch.where(ours, normal, place)
-            goal = self.critic(torch.cat([features, self._chunks(batch["condition"], place)], 1))
-        loss = (self.noise_critic(torch.cat([features, place], 1)) - goal).square().mean()
+            with products(self.device, config.precision):
+                goal = self.critic(torch.cat([features, self._chunks(batch["condition"], place)], 1)).float()
+        with products(self.device, config.precision):
+            said = self.noise_critic(torch.cat([features, place], 1)).float()
+        loss = (said - goal).square().mean()
         self._step(loss, "noise")
         return loss
 
     def _improve(self, features: Tensor) -> dict[str, Tensor]:
         """The actor up the critic of noise, and the temperature towards the target entropy."""
-        place, density = self.actor(features, generator=self.generator)
-        value = self.noise_critic(torch.cat([features, place], 1)).squeeze(-1).amin(0)
-        temperature = self.log_temperature.exp()
-        loss = (temperature.detach() * density - value).mean()
+        noise, temperature = self.actor.noise(len(features), self.generator), self.log_temperature.exp()
+        self.noise_critic.requires_grad_(False)
+        with products(self.device, self.config.precision):
+            loss, density = self._actor_loss_fn(features, noise, temperature.detach())
+        self._step(loss, "actor")
+        self.noise_critic.requires_grad_(True)
+        goal = self.config.target_entropy
+        surplus = (-density - (-self.actor.outputs if goal is None else goal)).mean()
+        self._step(self.log_temperature * surplus, "temperature")
+        return {"actor_loss": loss, "entropy": -density.mean(), "temperature": temperature}
+
+    def _actor_loss(self, features: Tensor, noise: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        place, density = self.actor(features, noise)
+        value = self.noise_critic(torch.cat([features, place], 1)).squeeze(-1).float().amin(0)
+        loss = (temperature * density - value).mean()
         if self.config.penalty:
             length = (place * self.config.magnitude).square().sum(1) / 2
             excess = (length - self.config.free * place.shape[1]).clamp(min=0)
             loss = loss + self.config.penalty * excess.mean()
-        self._step(loss, "actor")
-        goal = self.config.target_entropy
-        surplus = (-density - (-place.shape[1] if goal is None else goal)).detach().mean()
-        self._step(self.log_temperature * surplus, "temperature")
-        return {"actor_loss": loss, "entropy": -density.mean(), "temperature": temperature}
+        return loss, density.detach()
 
     def _step(self, loss: Tensor, name: str) -> None:
         if not torch.isfinite(loss):

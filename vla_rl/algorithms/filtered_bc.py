@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.experience import Encoder, Experience
-from vla_rl.algorithms.residual_td3 import Actor
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
+from vla_rl.nn.correction import Actor
 from vla_rl.policies.base import Policy
 from vla_rl.policies.residual import ActionBox, Residual, action_scale
 

@@ -12,7 +12,6 @@ One ``update`` is: y = r + gamma^m max_choices min_{random 2} Q'(s', choice); cr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from torch import Tensor, nn
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.experience import Encoder, Experience
-from vla_rl.config import nearest
+from vla_rl.algorithms.products import check_precision, products
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.nn.ensemble import EnsembleMLP, mlp, polyak
+from vla_rl.nn.correction import Actor, critic_values
+from vla_rl.nn.ensemble import EnsembleMLP, polyak
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.residual import ActionBox, Residual, action_scale
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass
@@ -139,38 +137,12 @@ class ResidualTD3Config:
             raise UserError(
                 f"algorithm.actor_critics={self.actor_critics}: 1 to algorithm.critics={self.critics}, or null for all"
             )
-        if self.precision not in PRECISIONS:
-            raise UserError(f"algorithm.precision={self.precision}: {nearest(self.precision, PRECISIONS)}")
+        check_precision(self.precision)
         for name in ("gamma", "tau", "demonstration_share", "anchor_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must lie in [0, 1]")
         if self.utd < 0 or self.warmup_steps < 0:
             raise UserError("algorithm.utd and algorithm.warmup_steps must not be negative")
-
-
-class Actor(nn.Module):
-    """Correction in (-1, 1) for every candidate, from features and the candidate itself; zero at first."""
-
-    def __init__(self, features: int, actions: int, hidden: Sequence[int], layer_norm: bool = True) -> None:
-        super().__init__()
-        self.net = mlp(features + actions, hidden, actions, zero_last=True, layer_norm=layer_norm)
-
-    def forward(self, features: Tensor, base: Tensor) -> Tensor:
-        """[B, F], [B, N, A] -> [B, N, A]."""
-        return torch.tanh(self.net(with_actions(features, base)))
-
-
-def with_actions(features: Tensor, actions: Tensor) -> Tensor:
-    """[B, F], [B, M, A] -> [B, M, F + A]."""
-    return torch.cat([features[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)
-
-
-def critic_values(
-    critic: EnsembleMLP, features: Tensor, actions: Tensor, members: Tensor | None = None
-) -> Tensor:
-    """[E, B, M] values of normalised ``actions`` [B, M, A]."""
-    x = with_actions(features, actions)
-    return critic(x.flatten(0, 1), members).view(-1, *x.shape[:2])
 
 
 class ResidualTD3:
@@ -396,13 +368,13 @@ class ResidualTD3:
             following = self.encoder(batch["next_observation"], True, self.generator)
             noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
             members = self._some_critics(config.subset)
-            with self._products():
+            with products(self.device, config.precision):
                 target = self._target_fn(
                     following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
                 )
         # critics to y, on the executed action
         features = self.encoder(batch["observation"], True, self.generator)
-        with self._products():
+        with products(self.device, config.precision):
             loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
         descend(self.critic_optimizer, loss, config.grad_clip)
         metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
@@ -435,7 +407,7 @@ class ResidualTD3:
         wanted = self.config.actor_critics
         members = None if wanted is None else self._some_critics(wanted)
         self.critic.requires_grad_(False)
-        with self._products():
+        with products(self.device, self.config.precision):
             loss, size = self._actor_loss_fn(features, base, members)
         descend(self.actor_optimizer, loss, self.config.grad_clip)
         self.critic.requires_grad_(True)
@@ -456,10 +428,6 @@ class ResidualTD3:
         if self.config.action_penalty:
             loss = loss + self.config.action_penalty * correction.square().mean()
         return loss, correction.detach().abs().mean()
-
-    def _products(self) -> torch.autocast:
-        """Within it matrix products are of ``precision``."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _some_critics(self, count: int) -> Tensor:
         """[count] members of the ensemble, drawn anew."""

@@ -94,7 +94,8 @@ class NoiseSteered:
         if not self.enabled or not self.magnitude:
             drawn = torch.randn(count, self.width, generator=generator)
             return drawn / (self.magnitude or 1.0)
-        place, _ = self.actor(self.features(observation), deterministic=deterministic, generator=generator)
+        noise = None if deterministic else self.actor.noise(count, self.generator)
+        place, _ = self.actor(self.features(observation), noise)
         return place.cpu()
 
     @property
