@@ -18,13 +18,14 @@ from sim.maniskill_build import (
     INSTRUCTIONS,
     JOINT_LEAD,
     build_scene,
+    preload,
     privileged,
     render,
     spec_of,
 )
 from vla_rl.keys import ENV_STATE, STATE, image_key
 
-__all__ = ["CONTROLS", "GRIPPER", "INSTRUCTIONS", "ManiSkillEnv"]
+__all__ = ["CONTROLS", "GRIPPER", "INSTRUCTIONS", "ManiSkillEnv", "preload"]
 
 
 class ManiSkillEnv:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from sim.rendering.shaders import has_surroundings, unlit_by_surroundings
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.keys import image_key
@@ -47,6 +48,14 @@ STATE_NAMES = (
 )
 
 
+def preload() -> None:
+    """Import the simulator, for processes that will be forked off this one."""
+    importlib.import_module("sim.rendering").setup()
+    import mani_skill.envs  # noqa: F401
+
+    import sim.maniskill_tasks  # noqa: F401
+
+
 def build_scene(
     id: str,
     num_envs: int,
@@ -67,9 +76,10 @@ def build_scene(
     """
     if control not in CONTROLS:
         raise UserError(f"env.control={control} is not one of {', '.join(CONTROLS)}")
-    render_backend = "gpu"
+    render_backend, lean = "gpu", False
     if backend == "physx_cpu":
-        render_backend = importlib.import_module("sim.rendering").setup().render_backend
+        renderer = importlib.import_module("sim.rendering").setup()
+        render_backend, lean = renderer.render_backend, bool(cameras) and renderer.kind != "gpu"
     import gymnasium as gym
     import mani_skill.envs  # noqa: F401  (registers the tasks)
     from mani_skill.utils.registration import REGISTERED_ENVS
@@ -82,18 +92,29 @@ def build_scene(
     if id not in REGISTERED_ENVS:
         near = ", ".join(difflib.get_close_matches(id, REGISTERED_ENVS, 3, 0.4)) or "see docs"
         raise UserError(f"unknown ManiSkill environment {id}: did you mean {near}?")
-    env: Any = gym.make(
-        id,
-        obs_mode="state",
-        control_mode="pd_joint_pos",
-        robot_uids="panda",
-        sim_backend=backend,
-        render_backend=render_backend,
-        sensor_configs=_camera_configs(cameras, image_size),
-        enable_shadow=shadows,
-        num_envs=num_envs,
-    ).unwrapped
-    env.reset(seed=0)
+
+    def built() -> Any:
+        env: Any = gym.make(
+            id,
+            obs_mode="state",
+            control_mode="pd_joint_pos",
+            robot_uids="panda",
+            sim_backend=backend,
+            render_backend=render_backend,
+            sensor_configs=_camera_configs(cameras, image_size),
+            enable_shadow=shadows,
+            num_envs=num_envs,
+        ).unwrapped
+        env.reset(seed=0)
+        return env
+
+    if not lean:
+        return built()
+    with unlit_by_surroundings():
+        env = built()
+    if has_surroundings(env):  # they weigh in after all
+        env.close()
+        env = built()
     return env
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sim.serial import BatchedEnv, SerialVectorEnv, Step, load_adapter, merge_specs
+from sim.serial import BatchedEnv, SerialVectorEnv, Step, merge_specs
 from sim.shared_memory import Block, Layout
 from sim.worker import Worker, WorkerLost
 from vla_rl.environment import Observation, StartState, VlaVectorEnv, row_mask, row_seeds, row_starts
@@ -63,7 +63,6 @@ def make(
         raise UserError(
             f"env.num_threads={num_threads}: at least 1, and more than that only with env.num_workers=0"
         )
-    load_adapter(adapter)
     rows = [names[i % len(names)] for i in range(num_envs)]
     if len(names) > num_envs:
         log.warning("env.num_envs=%d: %s get no row", num_envs, ", ".join(names[num_envs:]))
@@ -75,7 +74,7 @@ def make(
 
 
 class ProcessVectorEnv(BatchedEnv):
-    """Rows in worker processes (spawned, one thread each); see ``make``.
+    """Rows in worker processes (one thread each); see ``make``.
 
     A row whose worker was replaced has lost its episode: the next ``step`` reports it as truncated, with reward 0,
     its last observation again and ``info["worker_restarted"]`` (bool [B]); ``look`` shows its last picture.
@@ -100,12 +99,13 @@ class ProcessVectorEnv(BatchedEnv):
             for part in np.array_split(np.arange(len(rows)), num_workers):
                 names = [rows[i] for i in part]
                 self.workers.append(Worker(adapter, names, int(part[0]), kwargs, timeout_s))
-            spec = merge_specs([spec for worker in self.workers for spec in worker.started()])
+            began = [worker.started() for worker in self.workers]
+            spec = merge_specs([spec for specs, _ in began for spec in specs])
             self.block = Block(Layout.of(spec, len(rows)), shared=True)
             blocks.append(self.block)
             self._lost = np.zeros(len(rows), dtype=bool)
             self._set_up(rows, spec)
-            self.start_states = hasattr(load_adapter(adapter), "save_state")
+            self.start_states = all(saves for _, saves in began)
             for worker in self.workers:
                 self._attach(worker)
         except WorkerLost as error:

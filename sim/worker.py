@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import torch
 
 from sim.rows import Rows
 from sim.serial import load_adapter
@@ -22,6 +25,9 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
     "OMP_WAIT_POLICY": "PASSIVE"
 }
 
+PRELOAD = "VLA_RL_PRELOAD"
+"""Of the module that ``sim.preloaded`` imports."""
+
 START_S = 180.0
 """Seconds a worker may take to import its simulator and build its rows, whatever ``timeout_s``."""
 
@@ -30,16 +36,23 @@ class WorkerLost(Exception):
     """The process died, or has been silent for too long."""
 
 
-def _work(pipe: Connection, adapter: str, ids: list[str], first: int, kwargs: dict[str, Any]) -> None:
+def _work(
+    pipe: Connection,
+    adapter: str,
+    ids: list[str],
+    first: int,
+    kwargs: dict[str, Any],
+    environment: dict[str, str],
+) -> None:
     """A worker's life: build its rows, then obey until told to stop or until the parent is gone."""
+    os.environ.update(environment)  # a fork server's are those of the day it began
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes us
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    import torch
-
     torch.set_num_threads(1)
     try:
-        rows = Rows(partial(load_adapter(adapter), **kwargs), ids)
-        pipe.send((0, "ok", [env.spec for env in rows.envs]))
+        factory = load_adapter(adapter)
+        rows = Rows(partial(factory, **kwargs), ids)
+        pipe.send((0, "ok", ([env.spec for env in rows.envs], hasattr(factory, "save_state"))))
         _serve(pipe, rows, first)
         rows.close()
     except (EOFError, ConnectionError):
@@ -120,16 +133,18 @@ class Worker:
 
     def start(self) -> None:
         """Begin (again); then ask ``started``."""
-        context = mp.get_context("spawn")
+        context = _context()
         self.pipe, child = context.Pipe()
         self.number = 0
-        self.process = context.Process(target=_work, args=(child, *self._arguments), daemon=True)
-        with _environment(ONE_THREAD):
+        module = self._arguments[0].partition(":")[0]
+        with _environment(ONE_THREAD | {PRELOAD: module}):
+            arguments = (child, *self._arguments, dict(os.environ))
+            self.process = context.Process(target=_work, args=arguments, daemon=True)
             self.process.start()
         child.close()
 
-    def started(self) -> list[Any]:
-        """The specs of its rows, once they are built; raises as ``receive``."""
+    def started(self) -> tuple[list[Any], bool]:
+        """The specs of its rows, once they are built, and whether they can save their state; raises as ``receive``."""
         return self.receive(max(START_S, self.timeout_s))
 
     def send(self, command: str, payload: Any = None) -> None:
@@ -178,6 +193,19 @@ class Worker:
         """Wait for it to end after ``send("close")``, then insist."""
         self.process.join(seconds)
         self.kill()
+
+
+def _context() -> Any:
+    """How workers begin: forked off a server that has imported torch and the simulator, once for all of them.
+
+    Where a CUDA device is, importing a simulator may touch it, and what is forked then cannot use it: there, and where
+    there is no fork server, each is spawned and imports for itself.
+    """
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["sim.preloaded"])
+    return context
 
 
 @contextmanager

@@ -15,11 +15,16 @@ LAYER_NAME = "VK_LAYER_VLA_RL_semaphore"
 SOURCE = Path(__file__).with_name("semaphore_layer.c")
 
 
+def user_cache() -> Path:
+    """Where what was compiled or written for rendering lies, per user."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "vla_rl"
+
+
 def cache_folder() -> Path:
     """Where the compiled layer of this source version lies."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return root / "vla_rl" / "vulkan" / digest
+    return user_cache() / "vulkan" / digest
 
 
 def build_layer() -> Path:

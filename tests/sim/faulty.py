@@ -1,5 +1,6 @@
 """Meta-World with a fault: an action whose gripper component is above 0.9 crashes, hangs or raises."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -21,3 +22,11 @@ class FaultyEnv(MetaWorldEnv):
                 time.sleep(10_000)
             raise UserError("the gripper must not be shut")
         return super().step(action)
+
+
+class NamedEnv(MetaWorldEnv):
+    """Its instruction is what the environment variable says where the row is built."""
+
+    def __init__(self, id, **kwargs):
+        super().__init__(id, **kwargs)
+        self.spec = dataclasses.replace(self.spec, tasks=(os.environ["VLA_RL_WORD"],))

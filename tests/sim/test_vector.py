@@ -247,3 +247,14 @@ def test_a_chosen_task_is_played_until_the_next_reset(pair):
         with pytest.raises(UserError, match="no task drawer-opn-v3 .*drawer-open-v3"):
             env.reset(seed=7, options={"task": {0: "drawer-opn-v3"}})
     alone.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="no fork server there")
+def test_workers_share_their_imports_and_have_the_environment_of_today(monkeypatch):
+    for word in ("open", "close"):
+        monkeypatch.setenv("VLA_RL_WORD", word)
+        env = make("faulty:NamedEnv", "drawer-open-v3", 2, 2, cameras=[])
+        parents = {psutil.Process(worker.process.pid).ppid() for worker in env.workers}
+        assert env.env_spec.tasks == (word,)
+        assert len(parents) == 1 and parents != {os.getpid()}, "forked off one process"
+        env.close()

@@ -27,6 +27,7 @@ from vla_rl.runtime.progress import track
 
 def run(overrides: list[str]) -> int:
     """Evaluate and print; writes ``json`` and ``videos`` when asked."""
+    from vla_rl.policies.ahead import importing_ahead
     from vla_rl.policies.load import load_policy
     from vla_rl.rollout.evaluate import evaluate
     from vla_rl.rollout.video import save_mp4
@@ -34,7 +35,8 @@ def run(overrides: list[str]) -> int:
 
     config = compose("eval", overrides)
     set_threads(config.threads)
-    env = build(config.env)
+    with importing_ahead(config):
+        env = build(config.env)
     try:
         policy = load_policy(config.policy, env)
         with track("evaluate", config.episodes, unit="episode") as bar:

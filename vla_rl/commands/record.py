@@ -23,6 +23,7 @@ def run(overrides: list[str]) -> int:
     """Record and print a summary."""
     from vla_rl.data.record import record
     from vla_rl.errors import UserError
+    from vla_rl.policies.ahead import importing_ahead
     from vla_rl.policies.intervened import Intervened
     from vla_rl.policies.load import load_policy, load_teleoperator
     from vla_rl.runtime.threads import set_threads
@@ -31,7 +32,8 @@ def run(overrides: list[str]) -> int:
     if not config.get("out") or config.out == "???":
         raise UserError("out is not set: out=DIR names the dataset folder")
     set_threads(config.threads)
-    env = build(config.env)
+    with importing_ahead(config):
+        env = build(config.env)
     try:
         policy, operator = load_policy(config.policy, env), load_teleoperator(config.get("teleop"), env)
         policy = policy if operator is None else Intervened(policy, operator)

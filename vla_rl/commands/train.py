@@ -48,6 +48,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
 
     from vla_rl.config import resolve_path
     from vla_rl.errors import UserError
+    from vla_rl.policies.ahead import importing_ahead
     from vla_rl.rewards.build import environment_settings, rewarded
     from vla_rl.runtime.threads import set_threads
     from vla_rl.runtime.versions import MemoryWatch
@@ -69,7 +70,9 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
 
         check_distributed(config)
     own = eval_env_of(config)
-    env = rewarded(build(config.env, **environment_settings(config)), config.get("reward"))  # pyright: ignore[reportArgumentType]
+    with importing_ahead(config):
+        env = build(config.env, **environment_settings(config))  # pyright: ignore[reportArgumentType]
+    env = rewarded(env, config.get("reward"))
     folder, checkpoint, trainer, eval_env = None, None, None, None
     try:
         with MemoryWatch() as memory:
