@@ -1,9 +1,12 @@
 """Two programs by turns: rates come from processes of their own, and one that dies is told with its last line."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from vla_rl.bench.ray import steady
-from vla_rl.bench.sides import Side, compared, environment
+from vla_rl.bench.sides import Side, compared, environment, keep
 from vla_rl.errors import UserError
 
 TD3 = {
@@ -75,3 +78,11 @@ def test_a_rate_counts_what_lies_between_two_moments_at_which_all_play():
     assert steady(rows, 50) == 40.0
     with pytest.raises(UserError, match=r"more run\.steps"):
         steady(rows, 500)
+
+
+def test_rows_that_were_not_measured_again_stay(tmp_path):
+    config = SimpleNamespace(json=str(tmp_path / "rows.json"))
+    keep(config, [{"name": "a", "ours": 1}, {"name": "b", "ours": 2}])
+    keep(config, [{"name": "b", "ours": 3}, {"name": "c", "ours": 4}])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["name"], row["ours"]) for row in rows] == [("a", 1), ("b", 3), ("c", 4)]

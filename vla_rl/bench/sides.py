@@ -129,9 +129,15 @@ def measured(
 
 
 def keep(config: Any, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write a benchmark's rows, and ``more`` beside them, into ``config.json``; None = nowhere."""
+    """Write a benchmark's rows, and ``more`` beside them, into ``config.json``; None = nowhere.
+
+    Rows of that file which were not measured this time (``only=``) stay, in their places.
+    """
     if config.json:
-        write_json(Path(config.json), {"rows": rows, **more})
+        file = Path(config.json)
+        before = json.loads(file.read_text())["rows"] if file.is_file() else []
+        merged = {row["name"]: row for row in [*before, *rows]}
+        write_json(file, {"rows": list(merged.values()), **more})
         print(f"wrote {config.json}")
 
 
