@@ -52,6 +52,19 @@ def test_our_learner_against_torchrls(tmp_path):
     assert row["ours"] > 0 and row["peer"] > 0
 
 
+def test_our_ppo_does_its_updates(tmp_path):
+    sizes = {
+        "state": 5,
+        "actions": 2,
+        "hidden": [16],
+        "decisions": 96,
+        "epochs": 2,
+        "batch_size": 24,
+    }
+    row = both(tmp_path, ("vla_rl_ppo", sizes), ("vla_rl_ppo", sizes))
+    assert 0.2 < row["ratio"] < 5, "the same work on both sides"
+
+
 def test_our_replay_against_torchrls(tmp_path):
     row = both(tmp_path, ("vla_rl_replay", REPLAY), ("torchrl_replay", REPLAY | {"storage": "default"}))
     assert row["ours"] > 0 and row["peer"] > 0

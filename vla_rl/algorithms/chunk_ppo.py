@@ -177,9 +177,9 @@ class ChunkPPO(FromDecisions):
         self.critic = mlp(self.encoder.features, config.hidden, 1, layer_norm=True).to(device)
         weights = [p for p in actor.network.parameters() if p.requires_grad]
         seen = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.actor_optimizer = torch.optim.AdamW(weights, lr=config.actor_lr, weight_decay=0.0)
+        self.actor_optimizer = torch.optim.AdamW(weights, lr=config.actor_lr, weight_decay=0.0, fused=True)
         self.critic_optimizer = torch.optim.AdamW(
-            [*self.critic.parameters(), *seen], lr=config.critic_lr, weight_decay=0.0
+            [*self.critic.parameters(), *seen], lr=config.critic_lr, weight_decay=0.0, fused=True
         )
         self.replayed = ReplayedValue(
             self.critic,

@@ -102,7 +102,7 @@ def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
         compile=config.compile,
         observation_keys=[STATE],
     )
-    ours.batch = _batch(config, ours)
+    ours.batch = noise_batch(ours, config.decisions, config.state, TASK)
     knobs = Knobs(
         config.steps,
         ours.config.min_std,
@@ -150,12 +150,13 @@ def _dit(config: Any, folder: Path) -> Path:
     return folder
 
 
-def _batch(config: Any, ours: DPPO) -> TensorDict:
-    """Chunks really sampled, with their probabilities; advantages and returns are drawn."""
-    count = config.decisions
-    seen = {STATE: torch.randn(count, config.state).clamp(-1, 1)}
+def noise_batch(ours: DPPO, count: int, state: int, task: str) -> TensorDict:
+    """``count`` decisions in noise [count, ``state``]: chunks really sampled, with their probabilities; advantages and returns
+    are drawn.
+    """
+    seen = {STATE: torch.randn(count, state).clamp(-1, 1)}
     policy = ours.actor.base
-    condition, _ = policy.encode(seen | {"task": [TASK] * count}, policy.initial_state(count))  # type: ignore[attr-defined]
+    condition, _ = policy.encode(seen | {"task": [task] * count}, policy.initial_state(count))  # type: ignore[attr-defined]
     with torch.no_grad():
         sampled = ours.actor.sample(
             condition, torch.randn(count, *ours.actor.head.shape), deterministic=False

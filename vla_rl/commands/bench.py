@@ -2,7 +2,7 @@
 
 usage: vla-rl bench collector [key=value ...]
        vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | sync [key=value ...]
-       vla-rl bench all | learner | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
+       vla-rl bench all | learner | ppo | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
   collector   steps per second with the VLA in the loop, cameras rendered only when it looks, against the stock
@@ -18,9 +18,10 @@ usage: vla-rl bench collector [key=value ...]
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
   filtering   clones of a data set with bad episodes in it, against clones of what a critic leaves of it
   sync        bytes per update that bring a VLA's weights to whoever acts with them, against all of its weights
-  all         every comparison with what people use today, in one table and one picture: the next five, collector,
+  all         every comparison with what people use today, in one table and one picture: the next six, collector,
               dppo_reference and sync; what has been measured is kept
-  learner     residual TD3's updates per second against Stable-Baselines3's TD3 and LeRobot's SAC
+  learner     residual TD3's updates per second against Stable-Baselines3's TD3, TorchRL's and LeRobot's SAC
+  ppo         PPO's updates on a Gaussian policy against rsl_rl's
   replay      batches of two cameras, sampled and shifted, against LeRobot's and TorchRL's replay buffers
   simulators  control steps per second against robosuite as it comes
   ray         training with collectors and a learner in processes of their own against one process
@@ -58,6 +59,7 @@ BENCHES = {
     "filtering": "vla_rl.bench.filtering",
     "sync": "vla_rl.bench.sync",
     "learner": "vla_rl.bench.learner",
+    "ppo": "vla_rl.bench.ppo",
     "replay": "vla_rl.bench.replay",
     "simulators": "vla_rl.bench.simulators",
     "ray": "vla_rl.bench.ray",

@@ -1,0 +1,67 @@
+"""Our PPO on a Gaussian policy over single actions: updates of iterations full of noise."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vla_rl.bench.peers.serve import serve
+
+
+def make(settings: dict[str, Any]) -> Callable[[int], None]:
+    """``settings``: state, actions, hidden, decisions, epochs, batch_size; the rest are the learner's own."""
+    import torch
+
+    from vla_rl.algorithms.factory import dppo
+    from vla_rl.bench.dppo_reference import noise_batch, time_ours
+    from vla_rl.environment import EnvSpec
+    from vla_rl.keys import STATE
+    from vla_rl.policies.lerobot import LeRobotPolicy
+    from vla_rl.policies.open_loop import OpenLoop
+
+    state, actions, hidden = (settings.pop(key) for key in ("state", "actions", "hidden"))
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = LeRobotPolicy(_gaussian(Path(folder), state, actions, hidden))
+    box = (-1.0,) * actions, (1.0,) * actions
+    spec = EnvSpec("bench", state, 0, *box, {}, ("bench",), 100, 10.0)
+    fixed = {"critic_warmup": 0, "target_kl": 1e9, "clip": 0.2, "observation_keys": [STATE]}
+    fixed |= {"actor_lr": 1e-5, "critic_lr": 1e-5, "grad_clip": 1.0, "hidden": hidden}
+    learner = dppo(OpenLoop(policy, 1), spec, 1, **fixed, **settings)
+    learner.batch = noise_batch(learner, settings["decisions"], state, "bench")
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            time_ours(learner)
+
+    return work
+
+
+def _gaussian(folder: Path, state: int, actions: int, hidden: list[int]) -> Path:
+    """A ``gaussian_nano`` with random weights."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from vla_rl.keys import ACTION, STATE
+    from vla_rl.policies.gaussian_nano.configuration_gaussian_nano import GaussianNanoConfig
+    from vla_rl.policies.gaussian_nano.modeling_gaussian_nano import GaussianNanoPolicy
+    from vla_rl.policies.nano import save_policy
+
+    config = GaussianNanoConfig(
+        input_features={STATE: PolicyFeature(FeatureType.STATE, (state,))},
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (actions,))},
+        chunk_size=1,
+        n_action_steps=1,
+        hidden=hidden,
+    )
+    one = {key: torch.ones(n) for key, n in ((STATE, state), (ACTION, actions))}
+    stats = {k: {"min": -v, "max": v, "mean": 0 * v, "std": v} for k, v in one.items()}
+    save_policy(folder, GaussianNanoPolicy(config), *make_pre_post_processors(config, dataset_stats=stats))
+    return folder
+
+
+if __name__ == "__main__":
+    serve(make)
