@@ -72,7 +72,7 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
     own = eval_env_of(config)
     with importing_ahead(config):
         env = build(config.env, **environment_settings(config))  # pyright: ignore[reportArgumentType]
-    env = rewarded(env, config.get("reward"))
+    env = rewarded(env, config.get("reward"))  # pyright: ignore[reportArgumentType]
     folder, checkpoint, trainer, eval_env = None, None, None, None
     try:
         with MemoryWatch() as memory:
