@@ -83,6 +83,6 @@ def test_what_a_task_sets_otherwise_is_on_the_page(tmp_path):
     config = compose("bench_diffusion", [f"out={tmp_path}"])
     assert own_settings(config.tasks.push_cube_40, "dppo")[0] == "algorithm.time_limit=end"
     assert (
-        own_settings(config.tasks.push_cube_40, "dsrl") == own_settings(config.tasks.push_cube, "dppo") == []
+        own_settings(config.tasks.pull_cube_40, "dsrl") == own_settings(config.tasks.push_cube, "dppo") == []
     )
     assert "- push_cube_40, DPPO: `algorithm.time_limit=end`" in page({}, config)
