@@ -35,7 +35,7 @@ def flow():
         ("sac", 24_000, {"utd": 0.5, "actor_lr": 1e-3}),
         (
             "na",
-            14_000,
+            10_000,
             {"utd": 1.0, "actor_lr": 3e-4, "noise_updates": 2, "magnitude": 1.5, "target_entropy": 0.0},
         ),
     ],
