@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+from sim.rendering import setup
 from sim.rendering.shaders import has_surroundings, unlit_by_surroundings
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -50,10 +50,18 @@ STATE_NAMES = (
 
 def preload() -> None:
     """Import the simulator, for processes that will be forked off this one."""
-    importlib.import_module("sim.rendering").setup()
+    setup()
+    _tasks()
+
+
+def _tasks() -> Any:
+    """ManiSkill's registry, with its tasks and ours in it."""
     import mani_skill.envs  # noqa: F401
+    from mani_skill.utils.registration import REGISTERED_ENVS
 
     import sim.maniskill_tasks  # noqa: F401
+
+    return REGISTERED_ENVS
 
 
 def build_scene(
@@ -78,19 +86,16 @@ def build_scene(
         raise UserError(f"env.control={control} is not one of {', '.join(CONTROLS)}")
     render_backend, lean = "gpu", False
     if backend == "physx_cpu":
-        renderer = importlib.import_module("sim.rendering").setup()
+        renderer = setup()
         render_backend, lean = renderer.render_backend, bool(cameras) and renderer.kind != "gpu"
     import gymnasium as gym
-    import mani_skill.envs  # noqa: F401  (registers the tasks)
-    from mani_skill.utils.registration import REGISTERED_ENVS
 
-    import sim.maniskill_tasks  # noqa: F401  (registers ours)
-
+    tasks = _tasks()
     # It warns at every start that the stock scenes leave a pose at its default.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # the trailing blank is its name's
 
-    if id not in REGISTERED_ENVS:
-        near = ", ".join(difflib.get_close_matches(id, REGISTERED_ENVS, 3, 0.4)) or "see docs"
+    if id not in tasks:
+        near = ", ".join(difflib.get_close_matches(id, tasks, 3, 0.4)) or "see docs"
         raise UserError(f"unknown ManiSkill environment {id}: did you mean {near}?")
 
     def built() -> Any:

@@ -7,15 +7,14 @@ cannot be imported is told by the worker that needs it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
 
 from sim.worker import PRELOAD
 
-try:
-    module = importlib.import_module(os.environ.get(PRELOAD, "sim.rows"))
+with contextlib.suppress(Exception):
+    module = importlib.import_module(os.environ[PRELOAD])
     getattr(module, "preload", lambda: None)()
-except Exception:
-    pass
 gc.freeze()  # a collection in a worker would else write to, and so copy, the pages that all share

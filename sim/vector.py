@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sim.serial import BatchedEnv, SerialVectorEnv, Step, merge_specs
+from sim.serial import BatchedEnv, SerialVectorEnv, Step, load_adapter, merge_specs
 from sim.shared_memory import Block, Layout
 from sim.worker import Worker, WorkerLost
 from vla_rl.environment import Observation, StartState, VlaVectorEnv, row_mask, row_seeds, row_starts
@@ -63,6 +63,7 @@ def make(
         raise UserError(
             f"env.num_threads={num_threads}: at least 1, and more than that only with env.num_workers=0"
         )
+    load_adapter(adapter)
     rows = [names[i % len(names)] for i in range(num_envs)]
     if len(names) > num_envs:
         log.warning("env.num_envs=%d: %s get no row", num_envs, ", ".join(names[num_envs:]))
@@ -99,13 +100,12 @@ class ProcessVectorEnv(BatchedEnv):
             for part in np.array_split(np.arange(len(rows)), num_workers):
                 names = [rows[i] for i in part]
                 self.workers.append(Worker(adapter, names, int(part[0]), kwargs, timeout_s))
-            began = [worker.started() for worker in self.workers]
-            spec = merge_specs([spec for specs, _ in began for spec in specs])
+            spec = merge_specs([spec for worker in self.workers for spec in worker.started()])
             self.block = Block(Layout.of(spec, len(rows)), shared=True)
             blocks.append(self.block)
             self._lost = np.zeros(len(rows), dtype=bool)
             self._set_up(rows, spec)
-            self.start_states = all(saves for _, saves in began)
+            self.start_states = hasattr(load_adapter(adapter), "save_state")
             for worker in self.workers:
                 self._attach(worker)
         except WorkerLost as error:

@@ -50,9 +50,8 @@ def _work(
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        factory = load_adapter(adapter)
-        rows = Rows(partial(factory, **kwargs), ids)
-        pipe.send((0, "ok", ([env.spec for env in rows.envs], hasattr(factory, "save_state"))))
+        rows = Rows(partial(load_adapter(adapter), **kwargs), ids)
+        pipe.send((0, "ok", [env.spec for env in rows.envs]))
         _serve(pipe, rows, first)
         rows.close()
     except (EOFError, ConnectionError):
@@ -143,8 +142,8 @@ class Worker:
             self.process.start()
         child.close()
 
-    def started(self) -> tuple[list[Any], bool]:
-        """The specs of its rows, once they are built, and whether they can save their state; raises as ``receive``."""
+    def started(self) -> list[Any]:
+        """The specs of its rows, once they are built; raises as ``receive``."""
         return self.receive(max(START_S, self.timeout_s))
 
     def send(self, command: str, payload: Any = None) -> None:

@@ -2,7 +2,7 @@
 
 That light is weighed by a table which SAPIEN computes in a shader when it draws its first picture: nothing on a GPU, nine
 seconds on a CPU, in every process. Where there is no environment map it weighs nothing: the pictures are the same to the bit
-(tests/sim/test_rendering.py).
+(tests/sim/test_shaders.py).
 """
 
 from __future__ import annotations

@@ -23,13 +23,17 @@ def picture(id):
     return seen
 
 
-@pytest.mark.skipif(setup().kind == "gpu", reason="a GPU keeps SAPIEN's own shaders")
+in_software = pytest.mark.skipif(setup().kind == "gpu", reason="a GPU keeps SAPIEN's own shaders")
+
+
+@in_software
 def test_pictures_are_those_of_sapiens_own_shaders(monkeypatch):
     ours = picture("PickCube-v1")
     monkeypatch.setattr(maniskill_build, "unlit_by_surroundings", contextlib.nullcontext)
     assert torch.equal(ours, picture("PickCube-v1")) and ours.float().std() > 10
 
 
+@in_software
 def test_a_scene_with_an_environment_map_is_known(monkeypatch):
     env = make(ADAPTER, "PushCube-v1", 1, 0)
     scene = env.rows.envs[0].env

@@ -29,7 +29,7 @@ from vla_rl.algorithms.decisions import Decisions
 from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
-from vla_rl.algorithms.products import check_precision, products
+from vla_rl.algorithms.products import check_precision, compiled, products
 from vla_rl.data.ring import Ring
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
@@ -179,15 +179,9 @@ class DSRL(FromDecisions):
             self.optimizers["noise"] = torch.optim.Adam(
                 self.noise_critic.parameters(), lr=config.critic_lr, fused=True
             )
-        self._soft_value_fn, self._critic_loss_fn, self._actor_loss_fn = (
-            self._soft_value,
-            self._critic_loss,
-            self._actor_loss,
+        self._soft_value_fn, self._critic_loss_fn, self._actor_loss_fn = compiled(
+            config.compile, self._soft_value, self._critic_loss, self._actor_loss
         )
-        if config.compile:
-            self._soft_value_fn = torch.compile(self._soft_value)
-            self._critic_loss_fn = torch.compile(self._critic_loss)
-            self._actor_loss_fn = torch.compile(self._actor_loss)
         seed = torch.initial_seed() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.sampling = torch.Generator().manual_seed(seed + 2)

@@ -1,6 +1,12 @@
-"""The precision of an update's matrix products; weights, optimisers and losses stay in float32."""
+"""How an update is computed: its functions compiled or not, and the precision of its matrix products.
+
+Weights, optimisers and losses stay in float32.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,6 +24,11 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise UserError(f"algorithm.precision={precision}: {nearest(precision, PRECISIONS)}")
+
+
+def compiled(wanted: bool, *functions: Callable[..., Any]) -> tuple[Any, ...]:
+    """``functions`` as torch compiles them at their first call, or (not ``wanted``) as they are."""
+    return tuple(torch.compile(function) for function in functions) if wanted else functions
 
 
 def products(device: torch.device, precision: str) -> torch.autocast:

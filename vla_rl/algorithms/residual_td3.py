@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.descent import descend
 from vla_rl.algorithms.experience import Encoder, Experience
-from vla_rl.algorithms.products import check_precision, products
+from vla_rl.algorithms.products import check_precision, compiled, products
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.nn.correction import Actor, critic_values
@@ -223,15 +223,9 @@ class ResidualTD3:
             )
             for _ in range(2)
         )
-        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = (
-            self._critic_loss,
-            self._target,
-            self._actor_loss,
+        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = compiled(
+            config.compile, self._critic_loss, self._target, self._actor_loss
         )
-        if config.compile:
-            self._critic_loss_fn = torch.compile(self._critic_loss)
-            self._target_fn = torch.compile(self._target)
-            self._actor_loss_fn = torch.compile(self._actor_loss)
         self._set_phase()
 
     # ---- acting -----------------------------------------------------------------------------------------

@@ -123,16 +123,9 @@ TASK = "do the task"
 
 def _dit(config: Any, folder: Path) -> Path:
     """A small MultiTaskDiT with random weights that hear their condition."""
-    from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.factory import make_pre_post_processors
-
-    from vla_rl.policies.nano import save_policy
     from vla_rl.policies.nano_dit import nano_dit
 
-    features = (
-        {STATE: PolicyFeature(FeatureType.STATE, (config.state,))},
-        {ACTION: PolicyFeature(FeatureType.ACTION, (config.actions,))},
-    )
+    features = vector_features(config.state, config.actions)
     shape = {
         "hidden_dim": config.width,
         "num_layers": config.layers,
@@ -143,7 +136,26 @@ def _dit(config: Any, folder: Path) -> Path:
     model = nano_dit(folder, features=features, chunk_size=config.chunk, tasks=[TASK], **shape, **small)
     for block in model.noise_predictor.transformer_blocks:  # LeRobot starts them deaf
         torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.2)
-    one = {key: torch.ones(n) for key, n in ((STATE, config.state), (ACTION, config.actions))}
+    return save_unscaled(folder, model, features)
+
+
+def vector_features(state: int, actions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LeRobot's input and output features of a policy that sees a state [``state``] and nothing else."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    return (
+        {STATE: PolicyFeature(FeatureType.STATE, (state,))},
+        {ACTION: PolicyFeature(FeatureType.ACTION, (actions,))},
+    )
+
+
+def save_unscaled(folder: Path, model: Any, features: tuple[dict[str, Any], dict[str, Any]]) -> Path:
+    """Save a policy of ``vector_features`` whose processors change no number; returns ``folder``."""
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from vla_rl.policies.nano import save_policy
+
+    one = {key: torch.ones(feature.shape) for part in features for key, feature in part.items()}
     stats = {k: {"min": -v, "max": v, "mean": 0 * v, "std": v} for k, v in one.items()}
     before, after = make_pre_post_processors(model.config, dataset_stats=stats)
     save_policy(folder, model, before, after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,7 @@ def run(overrides: list[str]) -> int:
         peer = config.peers[name]
         python = None
         if peer.requirements:
-            torch = version("torch").split("+")[0]
-            wanted = [str(r).format(torch=torch) for r in peer.requirements]
-            python = environment(str(peer.module), wanted, Path(config.work))
+            python = environment(str(peer.module), peer.requirements, Path(config.work))
         for suffix, extra in config.ours.items():
             ours, theirs = sides(config, peer, extra)
             rows.append(

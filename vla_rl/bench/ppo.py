@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 from vla_rl.bench.sides import environment, keep, measured
@@ -14,8 +13,7 @@ def run(overrides: list[str]) -> int:
     config = compose("bench_ppo", overrides)
     sizes = {key: config[key] for key in ("state", "actions", "decisions", "epochs", "batch_size")}
     sizes["hidden"] = list(config.hidden)
-    wanted = [str(r).format(torch=version("torch").split("+")[0]) for r in config.requirements]
-    python = environment("rsl_rl_ppo", wanted, Path(config.work))
+    python = environment("rsl_rl_ppo", config.requirements, Path(config.work))
     rows = [
         measured(
             config,

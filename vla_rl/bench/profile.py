@@ -39,7 +39,7 @@ def run(overrides: list[str]) -> int:
     config = compose("bench_profile", overrides)
     work, out = Path(config.work), Path(config.out)
     shutil.rmtree(work, ignore_errors=True)
-    profiler = environment("profiler", [str(config.profiler)], work).parent / "py-spy"
+    profiler = environment("profiler", [config.profiler], work).parent / "py-spy"
     shares: dict[str, dict[str, float]] = {}
     for name in chosen("only", config.only, config.runs):
         words = [*config.shared, *config.runs[name], f"run.root={work}", f"run.name={name}"]

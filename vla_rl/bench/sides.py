@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,13 @@ def line(row: Mapping[str, Any]) -> str:
 def environment(name: str, requirements: Sequence[str], work: Path) -> Path:
     """The interpreter of a throw-away environment with ``requirements``, made in ``work`` unless it is there.
 
+    ``{torch}`` in a requirement is this environment's version.
+
     Raises:
         UserError: it cannot be made, with the installer's last line.
     """
+    torch = version("torch").split("+")[0]
+    requirements = [str(requirement).format(torch=torch) for requirement in requirements]
     mark = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:8]
     folder = (work / f"{name}-{mark}").resolve()
     python = folder / "bin" / "python"

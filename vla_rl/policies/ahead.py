@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,18 @@ def importing_ahead(config: Any) -> Iterator[None]:
     is wrong with the policy is told by whoever loads it.
     """
     policy, workers = config.get("policy") or {}, config.env.get("num_workers", 0)
-    path = None if policy.get("address") or workers == 0 else policy.get("path")
-    thread = threading.Thread(target=_imports, args=(str(path),), daemon=True)
-    if path:
-        thread.start()
-    try:
+    with ThreadPoolExecutor(1) as pool:
+        if policy.get("path") and not policy.get("address") and workers != 0:
+            pool.submit(_imports, str(policy.path))
         yield
-    finally:
-        if path:
-            thread.join()
 
 
 def _imports(path: str) -> None:
     from vla_rl.config import resolve_path
     from vla_rl.policies.lerobot_folder import read_config
 
-    with contextlib.suppress(Exception):
-        folder = Path(resolve_path(path))
-        if folder.is_dir():  # a run folder has no type of its own; a hub id is not fetched from here
-            from lerobot.policies.factory import get_policy_class
+    folder = Path(resolve_path(path))
+    if folder.is_dir():  # a run folder has no type of its own; a hub id is not fetched from here
+        from lerobot.policies.factory import get_policy_class
 
-            get_policy_class(read_config(folder).type)
+        get_policy_class(read_config(folder).type)

@@ -41,26 +41,15 @@ def make(settings: dict[str, Any]) -> Callable[[int], None]:
 
 def _gaussian(folder: Path, state: int, actions: int, hidden: list[int]) -> Path:
     """A ``gaussian_nano`` with random weights."""
-    import torch
-    from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.factory import make_pre_post_processors
-
-    from vla_rl.keys import ACTION, STATE
+    from vla_rl.bench.dppo_reference import save_unscaled, vector_features
     from vla_rl.policies.gaussian_nano.configuration_gaussian_nano import GaussianNanoConfig
     from vla_rl.policies.gaussian_nano.modeling_gaussian_nano import GaussianNanoPolicy
-    from vla_rl.policies.nano import save_policy
 
+    inputs, outputs = features = vector_features(state, actions)
     config = GaussianNanoConfig(
-        input_features={STATE: PolicyFeature(FeatureType.STATE, (state,))},
-        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (actions,))},
-        chunk_size=1,
-        n_action_steps=1,
-        hidden=hidden,
+        input_features=inputs, output_features=outputs, chunk_size=1, n_action_steps=1, hidden=hidden
     )
-    one = {key: torch.ones(n) for key, n in ((STATE, state), (ACTION, actions))}
-    stats = {k: {"min": -v, "max": v, "mean": 0 * v, "std": v} for k, v in one.items()}
-    save_policy(folder, GaussianNanoPolicy(config), *make_pre_post_processors(config, dataset_stats=stats))
-    return folder
+    return save_unscaled(folder, GaussianNanoPolicy(config), features)
 
 
 if __name__ == "__main__":
