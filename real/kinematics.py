@@ -122,13 +122,13 @@ class ArmModel:
         q = joints[self.order]
         return pin.computeFrameJacobian(self.model, self.data, q, self.tool, world)[:, self.inverse]
 
-    def motion(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, float]:
-        """Position [3] (m) and speed (m/s) of the TCP."""
+    def motion(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position [3] (m) and velocity [3] (m/s) of the TCP, both in the base frame."""
         pin.forwardKinematics(self.model, self.data, joints[self.order], velocity[self.order])
         pose = pin.updateFramePlacement(self.model, self.data, self.tool)
         world = pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
-        speed = pin.getFrameVelocity(self.model, self.data, self.tool, world).linear
-        return pose.translation.copy(), float(np.linalg.norm(speed))
+        linear = pin.getFrameVelocity(self.model, self.data, self.tool, world).linear
+        return pose.translation.copy(), linear.copy()
 
     def clearance(self, joints: np.ndarray) -> tuple[float, tuple[str, str]]:
         """Smallest distance (m) between links that may not touch, and which two; infinite without shapes."""

@@ -119,6 +119,8 @@ class SafetyFilter:
             parameters.max_velocity = limits.velocity
             parameters.max_acceleration = limits.acceleration
             parameters.max_jerk = limits.jerk
+        # From rest along the straight line: joint by joint, an arm at rest on an edge would leave on the wrong side.
+        self._input.synchronization = ruckig.Synchronization.Phase
         self._braking.control_interface = ruckig.ControlInterface.Velocity
         self._braking.synchronization = ruckig.Synchronization.No
         self._braking.target_velocity = [0.0] * count
@@ -310,15 +312,13 @@ class SafetyFilter:
             half = self.dt / 2 if k < count else 0.0  # how long until this or another tick is nearest
             if (np.abs(velocity) > self.velocity_limit + EPS).any():
                 return "a joint would be too fast"
-            room = np.abs(velocity) * half - EPS
-            outside = (position < self.lower + room) | (position > self.upper - room)
+            outside = _outside(position, velocity * half, self.lower, self.upper)
             if outside.any():
                 return f"{self.contract.joints[int(outside.argmax())]} would leave its limits"
-            where, speed = self.model.motion(position, velocity)
-            if speed > tool.max_speed:
+            where, motion = self.model.motion(position, velocity)
+            if np.linalg.norm(motion) > tool.max_speed:
                 return "the tool would be too fast"
-            room = speed * half - EPS
-            if (where < self.low + room).any() or (where > self.high - room).any():
+            if _outside(where, motion * half, self.low, self.high).any():
                 return "the tool would leave its workspace"
             # No distance shrinks faster than the joints' levers allow: look again only when it could matter.
             if checked is None or self.model.levers @ np.abs(position - checked) > spare:
@@ -327,3 +327,11 @@ class SafetyFilter:
                 if spare < 0:
                     return f"{pair[0]} would come within {distance:.3f} m of {pair[1]}"
         return ""
+
+
+def _outside(position: np.ndarray, onward: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which coordinates are outside a box, or would be ``onward`` from here.
+
+    Only what moves towards a side needs room on it: what rests on the box's very edge must be able to come back.
+    """
+    return (position + np.minimum(onward, 0) < low - EPS) | (position + np.maximum(onward, 0) > high + EPS)

@@ -34,7 +34,7 @@ def violations(contract: RobotContract, folder: Path) -> dict[str, int]:
     model = ArmModel(contract)
     low, high = np.array(tool.low), np.array(tool.high)
     where = [model.motion(x, y) for x, y in zip(q, v, strict=True)]
-    places, tips = np.array([p for p, _ in where]), np.array([s for _, s in where])
+    places, tips = np.array([p for p, _ in where]), np.array([np.linalg.norm(s) for _, s in where])
 
     def count(bad: np.ndarray) -> int:
         return int(bad.reshape(len(bad), -1).any(1).sum()) if len(bad) else 0

@@ -17,9 +17,16 @@ def robot(tmp_path_factory):
     folder = tmp_path_factory.mktemp("robot")
     with Nodes(folder) as nodes:
         nodes.log = folder / "motion.f64"
-        nodes.start("sim_arm", sim_arm(log=nodes.log))
-        nodes.start("safety", safety("sim_arm"))
+        mend(nodes)
         yield nodes
+
+
+def mend(nodes):
+    """Start whichever of the two does not run: a test that failed halfway may have left one dead."""
+    for name, command in {"sim_arm": sim_arm(log=nodes.log), "safety": safety("sim_arm")}.items():
+        process = nodes.processes.get(name)
+        if process is None or process.poll() is not None:
+            nodes.start(name, command)
 
 
 @pytest.fixture(scope="session")
@@ -41,28 +48,38 @@ def reset():
     return patiently
 
 
-@pytest.fixture(scope="module")
-def janitor(robot, reset):
-    """A node that has seen to it that the arm is not stopped."""
+@pytest.fixture(scope="session")
+def janitor(robot):
+    """A node that knows whether the arm is stopped."""
     from diagnostic_msgs.msg import DiagnosticStatus
 
     from real.ros2 import Link
-    from real.safety_node import STATE, describe
+    from real.safety_node import STATE
 
     link = Link("janitor")
     try:
-        state = link.listen(STATE, DiagnosticStatus)
-        assert state.wait(0, 20.0)
-        time.sleep(0.5)
-        if describe(state)[0] == "stopped":
-            reset(link)
+        link.safety = link.listen(STATE, DiagnosticStatus)
         yield link
     finally:
         link.close()
 
 
+@pytest.fixture(autouse=True)
+def at_ease(request):
+    """Every test begins with both nodes running and no stop latched, however the one before it ended."""
+    if "robot" not in request.fixturenames:
+        return
+    from real.safety_node import describe
+
+    robot, janitor, reset = (request.getfixturevalue(name) for name in ("robot", "janitor", "reset"))
+    mend(robot)
+    assert janitor.safety.wait(janitor.safety.count, 20.0)  # of now: a node that was started anew begins stopped
+    if describe(janitor.safety)[0] == "stopped":
+        reset(janitor)
+
+
 @pytest.fixture(scope="module")
-def env(janitor):
+def env(robot):
     """The robot as an environment, ready to be reset."""
     from real.robot_env import RobotEnv
 

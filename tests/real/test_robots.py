@@ -67,7 +67,7 @@ def test_random_targets_exceed_no_limit(robot):
         assert (np.abs(setpoint.velocity) <= np.array(limits.velocity) + 1e-6).all()
         assert (np.abs(setpoint.acceleration) <= np.array(limits.acceleration) + 1e-6).all()
         assert (np.abs(setpoint.acceleration - before) / dt <= np.array(limits.jerk) + 1e-4).all()
-        assert speed <= contract.tool.max_speed + 1e-6
+        assert np.linalg.norm(speed) <= contract.tool.max_speed + 1e-6
         assert (where >= np.array(contract.tool.low) - 1e-6).all()
         assert (where <= np.array(contract.tool.high) + 1e-6).all()
         assert model.clearance(setpoint.position)[0] >= contract.collision.margin - 1e-6

@@ -72,7 +72,7 @@ class Arm:
         for q, v in zip(position, velocity, strict=True):
             where, speed = MODEL.motion(q, v)
             tool.append(where)
-            assert speed <= CONTRACT.tool.max_speed + 1e-6
+            assert np.linalg.norm(speed) <= CONTRACT.tool.max_speed + 1e-6
             assert MODEL.clearance(q)[0] >= CONTRACT.collision.margin - 1e-6
         tool = np.array(tool)
         assert (tool >= np.array(CONTRACT.tool.low) - 1e-6).all()
@@ -152,6 +152,39 @@ def standstill(arm):
         arm.tick()
         assert arm.now - began < 2
     return arm.now - began
+
+
+def on_the_edge(direction):
+    """The last posture from home along ``direction`` [7] that the filter starts from, to a hair."""
+    inside, outside = 0.0, 0.0
+    while outside <= inside:
+        try:
+            FILTER.reset(HOME + (inside + 0.05) * direction)
+            inside += 0.05
+        except UserError:
+            outside = inside + 0.05
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        try:
+            FILTER.reset(HOME + middle * direction)
+            inside = middle
+        except UserError:
+            outside = middle
+    return HOME + inside * direction
+
+
+@pytest.mark.parametrize("seed", range(14))
+def test_an_arm_at_rest_on_an_edge_comes_back(seed):
+    """A slow machine found it: within a hair of its workspace, or of a joint's end, it could never move again."""
+    rng = np.random.default_rng(seed)
+    direction = np.eye(7)[seed // 2] * (-1) ** seed if seed < 10 else rng.normal(size=7)
+    arm = Arm(on_the_edge(direction))
+    for _ in range(800):
+        gap = HOME - arm.filter.position
+        arm.filter.aim(arm.filter.position + gap * min(1.0, 0.2 / max(np.abs(gap).max(), 1e-9)), arm.now)
+        arm.tick()
+    assert np.abs(arm.filter.position - HOME).max() < 1e-3
+    arm.check()
 
 
 def test_it_arrives():

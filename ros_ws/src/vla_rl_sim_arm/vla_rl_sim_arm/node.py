@@ -120,6 +120,7 @@ class SimArm:
         self.time = 0.0
         self.limits.rest(self.world.joints, self.time)
         self.ticks = 0
+        self._done: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> Any:
         """A parameter's value now."""
@@ -164,11 +165,17 @@ class SimArm:
             if self.fingers is not None:
                 self.fingers.update(self.time, self.world.finger)
             self._report(every)
-            if self.ticks % 100 == 0:
+            if self._due("diagnose", 100):
                 self._diagnose(ticker)
             ticker.wait()
         self._flush()
         self.world.close()
+
+    def _due(self, what: str, every: int) -> bool:
+        """Once per ``every`` ticks, however many of them were made up for at once."""
+        period = self.ticks // every
+        due, self._done[what] = self._done.get(what, 0) != period, period
+        return due
 
     def _tick(self) -> None:
         self._take()
@@ -235,7 +242,7 @@ class SimArm:
         stamp = stamp_of(now + self["clock_offset"], Time)
         self._send(self.states, self._joint_state(stamp), now + self["latency"], self["drop_states"])
         self._send(self.poses, self._pose(stamp), now, 0.0)
-        if self.ticks % every == 0 and not self["freeze_camera"]:
+        if self._due("look", every) and not self["freeze_camera"]:
             for name, picture in self.world.look().items():
                 self._send(
                     self.pictures[name],
@@ -243,7 +250,7 @@ class SimArm:
                     now + self["camera_latency"],
                     self["drop_frames"],
                 )
-        if self.ticks % 5 == 0:
+        if self._due("lifted", 5):
             from std_msgs.msg import Bool
 
             self.lifted.publish(Bool(data=self.world.success))
