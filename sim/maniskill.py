@@ -41,13 +41,14 @@ class ManiSkillEnv:
             gripper's finger target last.
         image_size: height and width of every camera in pixels.
         cameras: names; ``base`` is a close view of the table from a corner, ``front`` from the front, ``wide`` the stock camera's.
+        zoom: how much narrower than the camera's own its field of view is.
         max_episode_steps: time limit; None = the task's own.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
         task: the instruction; None = ``INSTRUCTIONS``.
         shadows: render shadows (slower; the lean default leaves them out everywhere).
 
     Raises:
-        UserError: unknown id (nearest named), control or camera; no renderer.
+        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing; no renderer.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ManiSkillEnv:
         control: str = "ee",
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
+        zoom: float = 1.0,
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
         task: str | None = None,
@@ -71,6 +73,7 @@ class ManiSkillEnv:
             control=control,
             image_size=image_size,
             cameras=cameras,
+            zoom=zoom,
             shadows=shadows,
         )
         self.substeps = self.env._sim_steps_per_control

@@ -98,6 +98,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         control: str = "ee",
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
+        zoom: float = 1.0,
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
         task: str | None = None,
@@ -106,7 +107,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
     ) -> None:
         self.closed = True  # until it is complete: gymnasium's destructor asks
         scene = {"control": control, "image_size": image_size, "cameras": cameras}
-        self.env = build_scene(id, num_envs, backend, shadows=shadows, **scene)
+        self.env = build_scene(id, num_envs, backend, zoom=zoom, shadows=shadows, **scene)
         self.control, self.cuda = control, backend == "physx_cuda"
         self.instruction = task or INSTRUCTIONS.get(id, id.split("-")[0])
         self.robot = self.env.agent.robot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ def build_scene(
     control: str,
     image_size: int,
     cameras: Sequence[str],
+    zoom: float,
     shadows: bool,
 ) -> Any:
     """The unwrapped stock environment, reset once.
@@ -80,8 +82,10 @@ def build_scene(
         backend: ``physx_cpu`` or ``physx_cuda``.
 
     Raises:
-        UserError: unknown id (nearest named), control or camera; no renderer.
+        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing; no renderer.
     """
+    if zoom <= 0:
+        raise UserError(f"env.zoom={zoom} must be above 0")
     if control not in CONTROLS:
         raise UserError(f"env.control={control} is not one of {', '.join(CONTROLS)}")
     render_backend, lean = "gpu", False
@@ -99,6 +103,14 @@ def build_scene(
         raise UserError(f"unknown ManiSkill environment {id}: did you mean {near}?")
 
     def built() -> Any:
+        env = made(_camera_configs(cameras, image_size, zoom))
+        if zoom != 1 and "wide" in cameras:  # only the built task knows how wide its own camera is
+            fov = env._sensor_configs["base_camera"].fov
+            env.close()
+            env = made({"base_camera": {"fov": _narrowed(fov, zoom)} | _common(image_size)})
+        return env
+
+    def made(sensors: dict[str, dict[str, Any]]) -> Any:
         env: Any = gym.make(
             id,
             obs_mode="state",
@@ -106,7 +118,7 @@ def build_scene(
             robot_uids="panda",
             sim_backend=backend,
             render_backend=render_backend,
-            sensor_configs=_camera_configs(cameras, image_size),
+            sensor_configs=sensors,
             enable_shadow=shadows,
             num_envs=num_envs,
         ).unwrapped
@@ -123,22 +135,28 @@ def build_scene(
     return env
 
 
-def _camera_configs(cameras: Sequence[str], size: int) -> dict[str, dict[str, Any]]:
+def _narrowed(fov: float, zoom: float) -> float:
+    """The field of view, in radians, that shows 1 / ``zoom`` of the width."""
+    return 2 * math.atan(math.tan(fov / 2) / zoom)
+
+
+def _common(size: int) -> dict[str, Any]:
+    return {"width": size, "height": size, "shader_pack": "minimal"}
+
+
+def _camera_configs(cameras: Sequence[str], size: int, zoom: float) -> dict[str, dict[str, Any]]:
     """Sensor settings for ManiSkill: the stock tasks have one camera, ``base_camera``."""
     from mani_skill.utils import sapien_utils
 
     known = {
-        "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
+        "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": _narrowed(0.6, zoom)},
         # In the plane that the robot is symmetric about (docs/mirror.md).
-        "front": {"pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]), "fov": 0.6},
+        "front": {"pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]), "fov": _narrowed(0.6, zoom)},
         "wide": {},
     }
     if len(cameras) > 1 or any(c not in known for c in cameras):
         raise UserError(f"env.cameras={list(cameras)}: ManiSkill tasks have one of {', '.join(known)}")
-    common = {"width": size, "height": size, "shader_pack": "minimal"}
-    if not cameras:
-        return {"base_camera": common}
-    return {"base_camera": known[cameras[0]] | common}
+    return {"base_camera": (known[cameras[0]] if cameras else {}) | _common(size)}
 
 
 def spec_of(

@@ -98,3 +98,23 @@ def test_unknown_names_are_said_in_one_line():
         make(ADAPTER, "PushCube-v1", 1, 0, control="fly")
     with pytest.raises(UserError, match="env.cameras"):
         make(ADAPTER, "PushCube-v1", 1, 0, cameras=["wrist"])
+
+
+@pytest.mark.parametrize("camera", ["base", "wide"])
+def test_zoom_shows_the_middle_larger(camera):
+    pictures = []
+    for size, zoom in ((96, 1.0), (48, 2.0)):
+        env = make(ADAPTER, "PushCube-v1", 1, 0, cameras=[camera], image_size=size, zoom=zoom)
+        try:
+            env.reset(seed=[3])
+            pictures.append(env.look()[f"observation.images.{camera}"][0].float())
+        finally:
+            env.close()
+    middle = pictures[0][:, 24:72, 24:72]  # the same rays
+    assert (middle - pictures[1]).abs().mean() < 2
+    assert middle.std() > 10
+
+
+def test_a_zoom_that_shows_nothing():
+    with pytest.raises(UserError, match=r"env\.zoom=0\.0 must be above 0"):
+        make(ADAPTER, "PushCube-v1", 1, 0, zoom=0.0)
