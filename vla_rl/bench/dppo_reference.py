@@ -11,6 +11,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,14 @@ def run(overrides: list[str]) -> int:
     """Compare, then time; writes the JSON. Exit code 1: the losses differ by more than 1e-5."""
     config = compose("bench_dppo_reference", overrides)
     set_threads(config.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = sides(config, Path(folder))
-    peers = {
-        "dppo_vs_reference": (
-            compare(ours, theirs),
-            ours,
-            lambda: time_reference(ours, theirs, int(config.epochs)),
-        )
-    }
+    peers = {}
+    for name, compiled in {"dppo_vs_reference": True, "dppo_vs_reference_eager": False}.items():
+        if compiled and not config.compile:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = sides(config, Path(folder), compiled)
+        iteration = partial(time_reference, ours, theirs, int(config.epochs))
+        peers[name] = compare(ours, theirs), ours, iteration
     if config.reference:
         authors = Authors(resolve_path(config.reference), config.authors)
         peers["dppo_vs_authors_program"] = authors.compare(), authors.ours, authors.time_iteration
@@ -78,7 +78,7 @@ def _in_turn(
     return row, seconds
 
 
-def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
+def sides(config: Any, folder: Path, compiled: bool = False) -> tuple[DPPO, Reference]:
     """Our learner with an iteration's batch in it, and the reference on copies of its networks."""
     from vla_rl.algorithms.factory import dppo
     from vla_rl.environment import EnvSpec
@@ -99,7 +99,7 @@ def sides(config: Any, folder: Path) -> tuple[DPPO, Reference]:
         batch_size=config.batch_size,
         critic_warmup=0,
         target_kl=1e9,
-        compile=config.compile,
+        compile=compiled,
         observation_keys=[STATE],
     )
     ours.batch = noise_batch(ours, config.decisions, config.state, TASK)
