@@ -73,7 +73,9 @@ def at_ease(request):
 
     robot, janitor, reset = (request.getfixturevalue(name) for name in ("robot", "janitor", "reset"))
     mend(robot)
-    assert janitor.safety.wait(janitor.safety.count, 20.0)  # of now: a node that was started anew begins stopped
+    assert janitor.safety.wait(
+        janitor.safety.count, 20.0
+    )  # of now: a node that was started anew begins stopped
     if describe(janitor.safety)[0] == "stopped":
         reset(janitor)
 

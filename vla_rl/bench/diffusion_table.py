@@ -6,12 +6,12 @@ Runs are kept seed by seed, so that several sessions or machines can fill one ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vla_rl.critic.turns import TURNS
-from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.metrics import read_metrics, write_json, write_text
 from vla_rl.runtime.stages import written
 from vla_rl.stats import wilson
 
@@ -43,13 +43,18 @@ def write_table(config: Any) -> None:
         for column, runs in found.items():
             tasks.setdefault(name, {}).setdefault(column, {}).update(runs)
     tasks = {name: tasks[name] for name in config.tasks if name in tasks}
+    save(out, tasks, page(tasks, config))
+
+
+def save(out: Path, tasks: dict[str, Any], text: str) -> None:
+    """``results.json`` of tasks, columns and seeds, and the page ``text``."""
     rows = [
         {"name": f"{name}: {column}", "ours": pooled(runs)["rate"], "unit": "success rate"}
         for name, row in tasks.items()
         for column, runs in row.items()
     ]
-    write_json(saved, {"rows": rows, "tasks": tasks})
-    write_text(out / "README.md", page(tasks, config))
+    write_json(out / "results.json", {"rows": rows, "tasks": tasks})
+    write_text(out / "README.md", text)
 
 
 def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
@@ -57,12 +62,12 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
     columns: dict[str, dict[str, Any]] = {}
     for base in config.bases:
         if (folder / f"{base}.json").is_file():
-            columns[base] = {"base": _read(folder / f"{base}.json")}
+            columns[base] = {"base": final(folder / f"{base}.json")}
     for algorithm in config.runs:
         for seed, run in finished(folder, algorithm):
             policy = policy_of(run)
             assert policy is not None
-            result = _read(policy / "final.json") | costs(run) | {"training_success": while_training(policy)}
+            result = final(policy / "final.json") | costs(run) | {"training_success": while_training(policy)}
             columns.setdefault(algorithm, {})[seed] = result
     return columns
 
@@ -101,19 +106,24 @@ def costs(run: Path) -> dict[str, Any]:
     return taken | ({"turns": len(turns), "stopped": reports[-1].get("stopped")} if turns else {})
 
 
-def while_training(run: Path) -> dict[str, float]:
-    """Success of a run's newest episodes, exploration and all, at each of ``AT_STEPS`` that it has reached."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row.get("success") is not None]
-    reached = max((row["step"] for row in rows), default=0)
+def curve(run: Path) -> list[tuple[int, float]]:
+    """(environment step, success of the newest episodes, exploration and all) of a run."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [(int(row["step"]), float(row["success"])) for row in rows if row.get("success") is not None]
+
+
+def while_training(run: Path, steps: Sequence[int] = AT_STEPS) -> dict[str, float]:
+    """Success of a run's newest episodes at each of ``steps`` that it has reached."""
+    success = curve(run)
     return {
-        str(at): [row["success"] for row in rows if row["step"] <= at][-1]
-        for at in AT_STEPS
-        if rows and rows[0]["step"] <= at <= reached
+        str(at): [rate for step, rate in success if step <= at][-1]
+        for at in steps
+        if success and success[0][0] <= at <= success[-1][0]
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def final(file: Path) -> dict[str, Any]:
+    """What is kept of an evaluation."""
     data = json.loads(file.read_text())
     return {key: data[key] for key in KEPT}
 

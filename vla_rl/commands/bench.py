@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | sync [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | rpd | sync [key=value ...]
        vla-rl bench all | learner | ppo | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
@@ -13,6 +13,7 @@ usage: vla-rl bench collector [key=value ...]
   data_study  a VLA cloned from the demonstrations of a noisy expert, of Gaussian PPO and of diffusion RL
   distillation   the specialists of data_study into one token VLA: distillation by several objectives, cloning, PPO
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
+  rpd         PPO that is drawn to a teacher against PPO alone, from the same poor student
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
   critic      pairs of pictures judged per second against transformers' generate() per pair, equal answers
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
@@ -53,6 +54,7 @@ BENCHES = {
     "data_study": "vla_rl.bench.data_study",
     "dppo_reference": "vla_rl.bench.dppo_reference",
     "distillation": "vla_rl.bench.distillation",
+    "rpd": "vla_rl.bench.rpd",
     "decoding": "vla_rl.bench.decoding",
     "critic": "vla_rl.bench.critic",
     "vlac": "vla_rl.bench.vlac",
