@@ -158,3 +158,14 @@ def test_the_command_line_names_them():
     assert dict(evaluated.policy.paths) == {"button-press-topdown-v3": "runs/a", "press a button": "runs/b"}
     trained = compose("train", ["algorithm=opd", f"algorithm.teacher.paths={given}"])
     assert dict(trained.algorithm.teacher.paths) == dict(evaluated.policy.paths)
+
+
+@pytest.mark.parametrize("algorithm", ["opd", "rpd"])
+def test_a_single_teacher_reaches_its_learner_as_the_command_line_gives_it(algorithm, vla_folder):
+    from omegaconf import OmegaConf
+
+    from vla_rl.config import compose
+
+    config = compose("train", [f"algorithm={algorithm}", f"algorithm.teacher.path={vla_folder}"])
+    plain = OmegaConf.to_container(config.algorithm.teacher)  # what config.build hands over
+    assert load_teacher(plain, Env.env_spec).spec.action_dim == Env.env_spec.action_dim

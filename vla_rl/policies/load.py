@@ -28,11 +28,11 @@ def load_base(config: Any, *, candidates: int = 1) -> Policy:
         from vla_rl.policies.remote import Remote
 
         names = ("token_file", "timeout", "patience", "authority")
-        policy = Remote(config.address, **{n: config[n] for n in names if config.get(n) is not None})
+        policy = Remote(config["address"], **{n: config[n] for n in names if config.get(n) is not None})
     else:
         if not config.get("path"):
             raise UserError("policy.path is not set: name a LeRobot policy folder, a hub id or a run folder")
-        path = resolve_path(config.path)
+        path = resolve_path(config["path"])
         policy = LeRobotPolicy(path, device=config.get("device", "cpu"), flow_steps=config.get("flow_steps"))
     if config.get("asynchronous"):
         from vla_rl.policies.asynchronous import Asynchronous
