@@ -18,9 +18,11 @@ from sim.maniskill_build import (
     INSTRUCTIONS,
     JOINT_LEAD,
     build_scene,
+    check_reward,
     preload,
     privileged,
     render,
+    shaping,
     spec_of,
 )
 from vla_rl.keys import ENV_STATE, STATE, image_key
@@ -44,11 +46,13 @@ class ManiSkillEnv:
         zoom: how much narrower than the camera's own its field of view is.
         max_episode_steps: time limit; None = the task's own.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
+        reward: ``sparse``: 1 at success; ``dense``: and at every step ManiSkill's normalised dense reward minus 1.
         task: the instruction; None = ``INSTRUCTIONS``.
         shadows: render shadows (slower; the lean default leaves them out everywhere).
 
     Raises:
-        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing; no renderer.
+        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing, a dense reward that
+            the task has not; no renderer.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class ManiSkillEnv:
         zoom: float = 1.0,
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
+        reward: str = "sparse",
         task: str | None = None,
         shadows: bool = False,
     ) -> None:
@@ -76,6 +81,8 @@ class ManiSkillEnv:
             zoom=zoom,
             shadows=shadows,
         )
+        check_reward(self.env, id, reward)
+        self.dense = reward == "dense"
         self.substeps = self.env._sim_steps_per_control
         self.robot = self.env.agent.robot._objs[0]
         self.joints = self.robot.get_active_joints()
@@ -122,8 +129,10 @@ class ManiSkillEnv:
             self.env.scene.step()
             self.env._after_simulation_step()
         info = self.env.evaluate()
-        success = bool(info["success"])
-        return (self._observe(info), *self.ending.step(success))
+        reward, *ending = self.ending.step(bool(info["success"]))
+        if self.dense:
+            reward += float(shaping(self.env, info)[0])
+        return (self._observe(info), reward, *ending)
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the camera now."""

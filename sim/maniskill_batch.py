@@ -17,7 +17,16 @@ from torch import Tensor
 
 from sim.base import Ending
 from sim.joined import JoinedEnv
-from sim.maniskill_build import INSTRUCTIONS, JOINT_LEAD, build_scene, privileged, render, spec_of
+from sim.maniskill_build import (
+    INSTRUCTIONS,
+    JOINT_LEAD,
+    build_scene,
+    check_reward,
+    privileged,
+    render,
+    shaping,
+    spec_of,
+)
 from sim.vector import make as make_processes
 from vla_rl.environment import Observation, VlaVectorEnv, checked_action, row_mask, row_seeds
 from vla_rl.errors import UserError
@@ -101,6 +110,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         zoom: float = 1.0,
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
+        reward: str = "sparse",
         task: str | None = None,
         shadows: bool = False,
         backend: str = "physx_cuda",
@@ -108,6 +118,8 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         self.closed = True  # until it is complete: gymnasium's destructor asks
         scene = {"control": control, "image_size": image_size, "cameras": cameras}
         self.env = build_scene(id, num_envs, backend, zoom=zoom, shadows=shadows, **scene)
+        check_reward(self.env, id, reward)
+        self.dense = reward == "dense"
         self.control, self.cuda = control, backend == "physx_cuda"
         self.instruction = task or INSTRUCTIONS.get(id, id.split("-")[0])
         self.robot = self.env.agent.robot
@@ -169,6 +181,8 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         reward, terminated, truncated, success = (
             torch.tensor(column) for column in zip(*(ending.step(s) for ending, s in now), strict=True)
         )
+        if self.dense:
+            reward = reward + shaping(self.env, info)
         self.finished = terminated | truncated
         return self._observe(info), reward, terminated, truncated, {"success": success}
 

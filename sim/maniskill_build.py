@@ -149,9 +149,15 @@ def _camera_configs(cameras: Sequence[str], size: int, zoom: float) -> dict[str,
     from mani_skill.utils import sapien_utils
 
     known = {
-        "base": {"pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), "fov": _narrowed(0.6, zoom)},
+        "base": {
+            "pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]),
+            "fov": _narrowed(0.6, zoom),
+        },
         # In the plane that the robot is symmetric about (docs/mirror.md).
-        "front": {"pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]), "fov": _narrowed(0.6, zoom)},
+        "front": {
+            "pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]),
+            "fov": _narrowed(0.6, zoom),
+        },
         "wide": {},
     }
     if len(cameras) > 1 or any(c not in known for c in cameras):
@@ -194,6 +200,25 @@ def _single(values: Sequence[float]) -> list[float]:
     import numpy as np
 
     return np.asarray(values, np.float32).tolist()
+
+
+def shaping(env: Any, info: dict[str, Any]) -> Any:
+    """Of every row, float32 [B]: the task's own normalised dense reward minus 1, so that an episode which succeeds sooner has more."""
+    import torch
+
+    idle = torch.zeros(env.num_envs, *env.agent.single_action_space.shape, device=env.device)
+    return env.compute_normalized_dense_reward(obs=None, action=idle, info=info).float().cpu() - 1
+
+
+def check_reward(env: Any, id: str, reward: str) -> None:
+    """Raise UserError unless a built task can pay ``sparse`` or ``dense`` reward."""
+    if reward not in ("sparse", "dense"):
+        raise UserError(f"env.reward={reward} is not one of sparse, dense")
+    if reward == "dense":
+        try:
+            shaping(env, env.evaluate())
+        except NotImplementedError:
+            raise UserError(f"env.reward=dense: {id} has no dense reward; set env.reward=sparse") from None
 
 
 def render(env: Any) -> Any:

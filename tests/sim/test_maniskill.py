@@ -118,3 +118,34 @@ def test_zoom_shows_the_middle_larger(camera):
 def test_a_zoom_that_shows_nothing():
     with pytest.raises(UserError, match=r"env\.zoom=0\.0 must be above 0"):
         make(ADAPTER, "PushCube-v1", 1, 0, zoom=0.0)
+
+
+def test_dense_reward_is_the_tasks_own_and_pays_for_finishing_soon():
+    env = make(ADAPTER, "PushCube-v1", 1, 0, cameras=[], reward="dense")
+    try:
+        policy = expert(env)
+        observation, _ = env.reset(seed=[5])
+        state, rewards, over = policy.initial_state(1), [], False
+        while not over:
+            output, state = policy.act(observation, state)
+            observation, reward, terminated, truncated, info = env.step(output["action"])
+            rewards.append(reward.item())
+            over = bool(terminated | truncated)
+    finally:
+        env.close()
+    assert info["success"].item()
+    assert rewards[-1] == pytest.approx(1.0)  # the success's; the dense part is at its most there
+    assert all(-1 <= reward < 0 for reward in rewards[:-1])
+    assert rewards[-2] > rewards[0]
+
+
+@pytest.mark.parametrize(
+    ("id", "reward", "message"),
+    [
+        ("PushCube-v1", "shaped", "env.reward=shaped is not one of"),
+        ("TableLiftCube-v1", "dense", "has no dense reward"),
+    ],
+)
+def test_a_reward_that_the_task_has_not(id, reward, message):
+    with pytest.raises(UserError, match=message):
+        make(ADAPTER, id, 1, 0, cameras=[], reward=reward)
