@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
-from vla_rl.algorithms.descent import descend
+from vla_rl.algorithms.descent import descend, from_first, ranks, summed
 from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
 from vla_rl.algorithms.groups import Groups
@@ -226,7 +226,8 @@ class ChunkPPO(FromDecisions):
 
     def _prepare(self) -> None:
         self.batch = self._valued() if self.groups is None else self.decisions.take_settled()
-        self.left = self._updates_for(len(self.batch))
+        # Of several learners all make as many, whatever part of the decisions is theirs.
+        self.left = self._updates_for(round(summed(len(self.batch))[0] / ranks()))
         self.order = []
         if self.config.actor_lr_steps is not None:
             gone = min(1.0, self.steps / self.config.actor_lr_steps)
@@ -239,12 +240,13 @@ class ChunkPPO(FromDecisions):
         scale = 1.0
         if config.scale_rewards:
             self.rewards.update(self.decisions.rewards())
-            scale = self.rewards.scale
+            scale = self.rewards.scale_of(*summed(*self.rewards.moments()))
         fresh = self.decisions.over()
         assert fresh is not None
         if not self.iteration and self.encoder.vector_keys:
             self.encoder.normalizer.update(self.encoder.vectors(fresh["observation"]))
             self.encoder.normalizer.freeze()
+            from_first([self.encoder])
         if config.critic_updates and self.learns_value:
             self.replayed.add(fresh)
             self.critic_loss = self.replayed.fit(config.critic_updates, CRITIC_BATCH, scale, self.generator)
@@ -263,6 +265,20 @@ class ChunkPPO(FromDecisions):
         return torch.cat(parts).squeeze(-1).cpu()
 
     # ---- learning ---------------------------------------------------------------------------------------
+
+    def be_at(self, steps: int) -> None:
+        """Be at environment step ``steps`` of all who collect, of whose decisions this learner may have a part."""
+        self.steps = steps
+
+    def reseed(self, seed: int) -> None:
+        """Draw other minibatches and noise than a learner of the same seed beside this one."""
+        self.generator.manual_seed(seed)
+        self.acting_generator.manual_seed(seed + 1)
+
+    @property
+    def can_update(self) -> bool:
+        """Whether an iteration's updates may begin, or go on."""
+        return self.ready
 
     @property
     def _collected(self) -> int:
@@ -304,7 +320,7 @@ class ChunkPPO(FromDecisions):
         if self.iteration >= config.critic_warmup or not self.learns_value:
             loss, actor = self.actor_loss_of(which, unit)
             self._step(loss, self.actor_optimizer, "actor")
-            stop = bool(actor["approx_kl"] > config.target_kl)
+            stop = summed(float(actor["approx_kl"]))[0] / ranks() > config.target_kl
             metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
         if self.groups is None:
             returns: Any = self.batch["return"][which]

@@ -1,8 +1,8 @@
-"""One step of an optimiser, the same on every rank where several learn together."""
+"""One step of an optimiser, the same on every rank where several learn together, and what they agree on besides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,34 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float = 0
     optimizer.step()
 
 
+def ranks() -> int:
+    """How many learn together; 1 where there is no process group."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def summed(*values: float) -> list[float]:
+    """Each number summed over all ranks, which all have to ask for it.
+
+    Raises:
+        RuntimeError: one of them is gone.
+    """
+    if ranks() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+@torch.no_grad()
+def from_first(modules: Iterable[nn.Module]) -> None:
+    """Give all ranks what the first one's modules hold, running statistics among it."""
+    if ranks() > 1:
+        for module in modules:
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+
+
 @torch.no_grad()
 def average_gradients(weights: Sequence[nn.Parameter]) -> None:
     """Replace gradients by their mean over the ranks of the process group; nothing where there is none.
@@ -26,15 +54,14 @@ def average_gradients(weights: Sequence[nn.Parameter]) -> None:
     All in one message, as ``DistributedDataParallel`` does it by the bucket. It wraps one module's forward pass; the
     losses here are made of several modules' and of functions that are compiled.
     """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    count = ranks()
+    if count == 1:
         return
-    ranks = distributed.get_world_size()
     learned = [p for p in weights if p.requires_grad]
     for weight in learned:  # what one rank's loss has not touched another's may have
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     flat = torch.cat([p.grad.flatten() for p in learned])  # type: ignore[union-attr]
-    distributed.all_reduce(flat)
-    parts = (flat / ranks).split([p.numel() for p in learned])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / count).split([p.numel() for p in learned])
     for weight, part in zip(learned, parts, strict=True):
         weight.grad.copy_(part.view_as(weight))  # type: ignore[union-attr]

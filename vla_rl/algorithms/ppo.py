@@ -76,8 +76,17 @@ class RewardScale:
     @property
     def scale(self) -> float:
         """1 until anything has been rewarded."""
-        deviation = math.sqrt(self.spread / self.count) if self.count else 0.0
-        return 1 / deviation if deviation > 1e-4 else 1.0
+        return self.scale_of(*self.moments())
+
+    def moments(self) -> tuple[float, float, float]:
+        """How many sums there have been, their sum and that of their squares: those of several learners can be added."""
+        return self.count, self.count * self.mean, self.spread + self.count * self.mean**2
+
+    @staticmethod
+    def scale_of(count: float, total: float, squares: float) -> float:
+        """The scale that ``moments`` make."""
+        variance = squares / count - (total / count) ** 2 if count else 0.0
+        return 1 / math.sqrt(variance) if variance > 1e-8 else 1.0
 
     def state(self) -> dict[str, object]:
         """For a checkpoint."""

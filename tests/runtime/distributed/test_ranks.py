@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from test_learner import ALGORITHM, MINE, collector, settings, stored_in
+from toy import SPEC, Loop, PointMass
+from toy_diffusion import ToyDiffusion
 
 from vla_rl.algorithms.descent import descend
+from vla_rl.algorithms.factory import dppo
 from vla_rl.errors import UserError
+from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.learner.process import weights
+from vla_rl.policies.open_loop import OpenLoop
 from vla_rl.runtime.distributed.batches import check_places, part_of
 from vla_rl.runtime.distributed.learner import DistributedLearner
 from vla_rl.runtime.distributed.ranks import Ranks
+from vla_rl.runtime.distributed.settings import share_of_one
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
 TOGETHER = ALGORITHM | {"batch_size": 32, "critic_updates": 40}
@@ -112,11 +118,59 @@ def test_two_learners_stay_equal_each_with_the_frames_of_its_own_collectors(tmp_
         assert (value == second["weights"][name]).all(), name
 
 
+def iterate(rank, meeting, target_kl):
+    """Three iterations of DPPO, of which one rank has more decisions than the other."""
+    torch.set_num_threads(1)
+    Ranks(rank, 2, meeting)
+    torch.manual_seed(0)
+    more = {
+        "hidden": [32],
+        "observation_keys": [STATE, ENV_STATE],
+        "target_kl": target_kl,
+        "critic_updates": 5,
+    }
+    settings = {"decisions": 60, "epochs": 3, "batch_size": 50, "critic_warmup": 1, "actor_lr": 1e-3}
+    learner = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+    learner.reseed(rank)
+    loop, made, had = Loop(PointMass(8, rank), learner.policy, learner.observe), [], []
+    for _ in range(3):
+        before = learner.updates
+        while not learner.ready:
+            loop.step()
+        for _ in range(12 * rank):
+            loop.step()
+        had.append(learner._collected)
+        learner.update()
+        while learner.left:
+            learner.update()
+        made.append(learner.updates - before)
+    state = {k: v.numpy().copy() for m in learner._modules().values() for k, v in m.state_dict().items()}
+    return {"made": made, "had": had, "state": state}
+
+
+def test_learners_on_policy_begin_and_end_every_iteration_together():
+    first, second = in_two(iterate, 1e-4)
+    assert first["made"] == second["made"] and len(first["made"]) == 3
+    assert first["had"] != second["had"], "each has decisions of its own"
+    assert min(first["made"][1:]) < first["made"][0], (
+        "one stop for both; the first iteration is the critic's alone"
+    )
+    assert any("normalizer" in name for name in first["state"])
+    for name, value in first["state"].items():
+        assert (value == second["state"][name]).all(), name
+
+
 def test_what_does_not_divide_is_refused(tmp_path):
     with pytest.raises(UserError, match="batch_size=16 cannot be divided among num_learners=3"):
         settings(tmp_path, learners=3).mine()
     halved = settings(tmp_path, learners=2).mine()
-    assert halved["batch_size"] == 8 and halved["capacity"] == 2000
+    assert halved["batch_size"] == 8 and halved["capacity"] == 2000 and "decisions" not in halved
+    on_policy = {"batch_size": 100, "decisions": 601, "critic_memory": 10_000, "memory": 0}
+    assert share_of_one(on_policy, 2) == on_policy | {
+        "batch_size": 50,
+        "decisions": 301,
+        "critic_memory": 5000,
+    }
     with pytest.raises(UserError, match="begun with num_collectors=2 num_learners=2"):
         check_places([{}, {}], 2, 2, 1)
     learner = DistributedLearner(settings(tmp_path))

@@ -211,7 +211,7 @@ def end_once_both_played(run, metrics):
     ray.get(ray.get_actor(name_of(run), NAMESPACE).stop.remote())
 
 
-def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
+def test_two_learn_on_policy_from_decisions_that_others_made(tmp_path):
     base = tiny.reach_base(tmp_path / "gaussian", "gaussian_nano")
     spare = {"algorithm.warmup_steps", "algorithm.critic_updates", "demonstrations.episodes"}
     plain = [w for w in words(base, tmp_path) if w.split("=")[0] not in spare]
@@ -224,15 +224,20 @@ def test_learning_on_policy_from_decisions_that_others_made(tmp_path):
     ]
     with pytest.raises(UserError, match="num_inference=1: collectors of DPPO run the policy themselves"):
         train([*plain, *more])
-    with pytest.raises(UserError, match="num_learners=2: DPPO learns in one"):
-        train([*plain, *more, "num_inference=0", "num_learners=2", "run.name=two"])
+    more += ["num_inference=0", "num_learners=2"]
     metrics = tmp_path / "on_policy" / "metrics.jsonl"
     ender = threading.Thread(target=end_once_both_played, args=("on_policy", metrics))
     ender.start()
-    folder = train([*plain, *more, "num_inference=0", "run.name=on_policy", "run.steps=100000"])
+    folder = train([*plain, *more, "run.name=on_policy", "run.steps=100000"])
     ender.join(60)
     newest = RunFolder.latest_in(folder)
-    counters = json.loads((newest / "algorithm" / "algorithm.json").read_text())
+    counters, others = (
+        json.loads((newest / part_of(rank) / "algorithm.json").read_text()) for rank in range(2)
+    )
+    assert counters["config"]["decisions"] == 30 == counters["config"]["batch_size"] * 2
+    assert [counters[k] for k in ("iteration", "updates")] == [others[k] for k in ("iteration", "updates")]
+    ours, theirs = (load_file(newest / part_of(rank) / "algorithm.safetensors") for rank in range(2))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("module."))
     state = json.loads((newest / "trainer.json").read_text())
     assert (
         counters["iteration"] >= 2 and counters["steps"] >= GOAL and "approx_kl" in read_metrics(metrics)[-1]

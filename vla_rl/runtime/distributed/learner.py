@@ -199,7 +199,7 @@ class DistributedLearner:
             return {
                 "steps": self.learner.steps,
                 "updates": self.learner.updates,
-                "due": self.learner.updates_due(),
+                "due": self._owed(),
                 "episodes": self.tally.episodes,
                 "recent": list(self.recent),
                 "seconds": self._seconds(),
@@ -244,7 +244,7 @@ class DistributedLearner:
         while time.monotonic() < until:
             with self._lock:
                 self._check()
-                due = self.learner.updates_due()
+                due = self._owed()
             if not due:
                 return 0
             time.sleep(0.05)
@@ -260,6 +260,15 @@ class DistributedLearner:
     def _half_done(self) -> bool:
         """An iteration's updates are under way, which no checkpoint keeps."""
         return self.learner.on_policy and self.learner.left > 0
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether an iteration's updates begin and end where all learners have said so."""
+        return self.settings.learners > 1 and self.learner.on_policy
+
+    def _owed(self) -> int:
+        """Updates that are due, also if nobody collects any more; an iteration that others have not collected is none."""
+        return self.learner.left if self._in_step else self.learner.updates_due()
 
     def _behind(self) -> bool:
         """Collectors are to wait: more updates are owed than may be; on policy, this version's share has been played."""
@@ -336,7 +345,7 @@ class DistributedLearner:
             due = self.learner.updates_due() if able == self.settings.learners else 0
             first = not self.learner.updates
             if due:
-                self.metrics |= make_updates(self.learner, min(due, 1 if first else BURST))
+                self.metrics |= make_updates(self.learner, min(due, 1 if first or self._in_step else BURST))
             if first and due:
                 self.ranks.share(self.learner)  # what each has standardised from its own observations
             late = time.monotonic() - self._published_at > self.settings.publish

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from vla_rl.algorithms.descent import from_first, summed
+
 PATIENCE = 300.0
 """Seconds that one waits for the others; a rank that reads a checkpoint takes its time."""
 
@@ -38,21 +40,10 @@ class Ranks:
             )
 
     def sums(self, *values: float) -> list[float]:
-        """Each number summed over all ranks, which all have to ask for it.
-
-        Raises:
-            RuntimeError: one of them is gone.
-        """
-        if self.count == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(total)
-        return total.tolist()
+        """See ``vla_rl.algorithms.descent.summed``."""
+        return list(values) if self.count == 1 else summed(*values)
 
     def share(self, learner: Any) -> None:
-        """Give all ranks the networks of rank 0, running statistics among them."""
-        if self.count == 1:
-            return
-        for module in learner.acting_modules().values():
-            for tensor in module.state_dict().values():
-                distributed.broadcast(tensor, 0)
+        """Give all ranks the acting networks of rank 0, running statistics among them."""
+        if self.count > 1:
+            from_first(learner.acting_modules().values())

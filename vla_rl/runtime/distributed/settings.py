@@ -84,6 +84,10 @@ def places_of(config: Any) -> int:
     return int(config.get("num_collectors") or 1) + int(launcher.get("guests") or 0)
 
 
+SHARED = ("capacity", "decisions", "critic_memory", "memory")
+"""Settings of which each of several learners has its part."""
+
+
 def share_of_one(algorithm: dict[str, Any], learners: int) -> dict[str, Any]:
     """An algorithm's configuration for one of several learners: its part of each batch and of the replay.
 
@@ -92,16 +96,13 @@ def share_of_one(algorithm: dict[str, Any], learners: int) -> dict[str, Any]:
     """
     if learners == 1:
         return algorithm
-    size, capacity = algorithm["batch_size"], algorithm.get("capacity", 0)
+    size = algorithm["batch_size"]
     if size % learners:
         raise UserError(
             f"algorithm.batch_size={size} cannot be divided among num_learners={learners}: choose a multiple of it"
         )
-    return (
-        algorithm
-        | {"batch_size": size // learners}
-        | ({"capacity": -(-capacity // learners)} if capacity else {})
-    )
+    parts = {name: -(-algorithm[name] // learners) for name in SHARED if algorithm.get(name)}
+    return algorithm | {"batch_size": size // learners} | parts
 
 
 @dataclass
