@@ -129,10 +129,10 @@ class ManiSkillEnv:
             self.env.scene.step()
             self.env._after_simulation_step()
         info = self.env.evaluate()
-        reward, *ending = self.ending.step(bool(info["success"]))
+        reward, terminated, truncated, success = self.ending.step(bool(info["success"]))
         if self.dense:
             reward += float(shaping(self.env, info)[0])
-        return (self._observe(info), reward, *ending)
+        return self._observe(info), reward, terminated, truncated, success
 
     def look(self) -> dict[str, np.ndarray]:
         """Render the camera now."""

@@ -15,7 +15,7 @@ from vla_rl.config import compose
 from vla_rl.runtime.stages import chosen, cloned, counted, demonstrated, trained, workers, written
 
 BASES = ("teacher", "student")
-AT_STEPS = (10_000, 25_000, 50_000, 100_000, 150_000)
+AT_STEPS = (10_000, 25_000, 50_000, 75_000, 100_000)
 """Environment steps at which training success is compared."""
 
 
