@@ -121,6 +121,7 @@ STREAMS = dict(
 )
 
 
+@pytest.mark.timeout(900)  # a hundred seconds where nothing else runs
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(**STREAMS)
 def test_no_stream_exceeds_a_limit(posture, kinds, seed):
