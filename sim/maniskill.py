@@ -18,7 +18,6 @@ from sim.maniskill_build import (
     INSTRUCTIONS,
     JOINT_LEAD,
     build_scene,
-    check_reward,
     preload,
     privileged,
     render,
@@ -79,9 +78,9 @@ class ManiSkillEnv:
             image_size=image_size,
             cameras=cameras,
             zoom=zoom,
+            reward=reward,
             shadows=shadows,
         )
-        check_reward(self.env, id, reward)
         self.dense = reward == "dense"
         self.substeps = self.env._sim_steps_per_control
         self.robot = self.env.agent.robot._objs[0]

@@ -21,7 +21,6 @@ from sim.maniskill_build import (
     INSTRUCTIONS,
     JOINT_LEAD,
     build_scene,
-    check_reward,
     privileged,
     render,
     shaping,
@@ -117,8 +116,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
     ) -> None:
         self.closed = True  # until it is complete: gymnasium's destructor asks
         scene = {"control": control, "image_size": image_size, "cameras": cameras}
-        self.env = build_scene(id, num_envs, backend, zoom=zoom, shadows=shadows, **scene)
-        check_reward(self.env, id, reward)
+        self.env = build_scene(id, num_envs, backend, zoom=zoom, reward=reward, shadows=shadows, **scene)
         self.dense = reward == "dense"
         self.control, self.cuda = control, backend == "physx_cuda"
         self.instruction = task or INSTRUCTIONS.get(id, id.split("-")[0])

@@ -74,6 +74,7 @@ def build_scene(
     image_size: int,
     cameras: Sequence[str],
     zoom: float,
+    reward: str,
     shadows: bool,
 ) -> Any:
     """The unwrapped stock environment, reset once.
@@ -82,10 +83,13 @@ def build_scene(
         backend: ``physx_cpu`` or ``physx_cuda``.
 
     Raises:
-        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing; no renderer.
+        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing, a reward that the
+            task has not; no renderer.
     """
     if zoom <= 0:
         raise UserError(f"env.zoom={zoom} must be above 0")
+    if reward not in ("sparse", "dense"):
+        raise UserError(f"env.reward={reward} is not one of sparse, dense")
     if control not in CONTROLS:
         raise UserError(f"env.control={control} is not one of {', '.join(CONTROLS)}")
     render_backend, lean = "gpu", False
@@ -123,6 +127,8 @@ def build_scene(
             num_envs=num_envs,
         ).unwrapped
         env.reset(seed=0)
+        if reward == "dense":
+            _check_dense(env, id)
         return env
 
     if not lean:
@@ -210,15 +216,12 @@ def shaping(env: Any, info: dict[str, Any]) -> Any:
     return env.compute_normalized_dense_reward(obs=None, action=idle, info=info).float().cpu() - 1
 
 
-def check_reward(env: Any, id: str, reward: str) -> None:
-    """Raise UserError unless a built task can pay ``sparse`` or ``dense`` reward."""
-    if reward not in ("sparse", "dense"):
-        raise UserError(f"env.reward={reward} is not one of sparse, dense")
-    if reward == "dense":
-        try:
-            shaping(env, env.evaluate())
-        except NotImplementedError:
-            raise UserError(f"env.reward=dense: {id} has no dense reward; set env.reward=sparse") from None
+def _check_dense(env: Any, id: str) -> None:
+    try:
+        shaping(env, env.evaluate())
+    except NotImplementedError:
+        env.close()
+        raise UserError(f"env.reward=dense: {id} has no dense reward; set env.reward=sparse") from None
 
 
 def render(env: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.decisions import Decisions
-from vla_rl.algorithms.descent import descend, from_first, ranks, summed
+from vla_rl.algorithms.descent import averaged, descend, from_first, summed
 from vla_rl.algorithms.elsewhere import FromDecisions
 from vla_rl.algorithms.experience import Encoder
 from vla_rl.algorithms.groups import Groups
@@ -227,7 +227,7 @@ class ChunkPPO(FromDecisions):
     def _prepare(self) -> None:
         self.batch = self._valued() if self.groups is None else self.decisions.take_settled()
         # Of several learners all make as many, whatever part of the decisions is theirs.
-        self.left = self._updates_for(round(summed(len(self.batch))[0] / ranks()))
+        self.left = self._updates_for(round(averaged(len(self.batch))))
         self.order = []
         if self.config.actor_lr_steps is not None:
             gone = min(1.0, self.steps / self.config.actor_lr_steps)
@@ -320,7 +320,7 @@ class ChunkPPO(FromDecisions):
         if self.iteration >= config.critic_warmup or not self.learns_value:
             loss, actor = self.actor_loss_of(which, unit)
             self._step(loss, self.actor_optimizer, "actor")
-            stop = summed(float(actor["approx_kl"]))[0] / ranks() > config.target_kl
+            stop = averaged(float(actor["approx_kl"])) > config.target_kl
             metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
         if self.groups is None:
             returns: Any = self.batch["return"][which]

@@ -38,6 +38,11 @@ def summed(*values: float) -> list[float]:
     return total.tolist()
 
 
+def averaged(value: float) -> float:
+    """A number's mean over all ranks, see ``summed``."""
+    return summed(value)[0] / ranks()
+
+
 @torch.no_grad()
 def from_first(modules: Iterable[nn.Module]) -> None:
     """Give all ranks what the first one's modules hold, running statistics among it."""

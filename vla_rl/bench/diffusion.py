@@ -12,7 +12,7 @@ from typing import Any
 
 from vla_rl.bench.diffusion_table import own_settings, policy_of, write_table
 from vla_rl.config import compose
-from vla_rl.runtime.stages import call, chosen, cloned, counted, demonstrated, trained, workers
+from vla_rl.runtime.stages import call, cloned, counted, demonstrated, fill, trained, workers
 
 TINY = (
     "hidden_dim:64,num_layers:2,num_heads:2,timestep_embed_dim:32,"
@@ -23,16 +23,7 @@ TINY = (
 
 def run(overrides: list[str], name: str = "bench_diffusion") -> int:
     """Run what is missing of the configuration ``name`` and write the table after every run."""
-    config = compose(name, overrides)
-    names = chosen("only", config.only, config.tasks)
-    algorithms = chosen("algorithms", config.algorithms, config.runs)
-    for seed in config.seeds:
-        for task in names:
-            _prepare(config, task)
-            for algorithm in algorithms:
-                _train(config, task, algorithm, int(seed))
-                write_table(config)
-    write_table(config)
+    fill(compose(name, overrides), _prepare, _train, write_table)
     return 0
 
 

@@ -6,7 +6,7 @@ Runs are kept seed by seed, so that several sessions or machines can fill one ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,18 @@ KEPT = ("successes", "episodes", "rate", "wilson95")
 
 def write_table(config: Any) -> None:
     """Collect finished runs of ``config.work``, join them with those already in ``config.out``; write both files."""
-    out = Path(config.out)
-    saved = out / "results.json"
+    tasks = joined(config, _found)
+    save(Path(config.out), tasks, page(tasks, config))
+
+
+def joined(config: Any, found: Callable[[Path, Any], dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Task -> column -> seed -> result: what ``found`` finds in each task's folder, over what ``config.out`` has on record."""
+    saved = Path(config.out) / "results.json"
     tasks: dict[str, Any] = json.loads(saved.read_text())["tasks"] if saved.is_file() else {}
     for name in config.tasks:
-        found = _found(Path(config.work) / name, config)
-        for column, runs in found.items():
+        for column, runs in found(Path(config.work) / name, config).items():
             tasks.setdefault(name, {}).setdefault(column, {}).update(runs)
-    tasks = {name: tasks[name] for name in config.tasks if name in tasks}
-    save(out, tasks, page(tasks, config))
+    return {name: tasks[name] for name in config.tasks if name in tasks}
 
 
 def save(out: Path, tasks: dict[str, Any], text: str) -> None:

@@ -6,13 +6,12 @@ half of the steps that PPO needs. Every part is a ``vla-rl`` command of its own,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.diffusion_table import cell, costs, curve, final, finished, pooled, save, while_training
+from vla_rl.bench.diffusion_table import cell, costs, curve, final, finished, joined, save, while_training
 from vla_rl.config import compose
-from vla_rl.runtime.stages import chosen, cloned, counted, demonstrated, trained, workers, written
+from vla_rl.runtime.stages import cloned, counted, demonstrated, fill, trained, workers, written
 
 BASES = ("teacher", "student")
 AT_STEPS = (10_000, 25_000, 50_000, 75_000, 100_000)
@@ -21,15 +20,7 @@ AT_STEPS = (10_000, 25_000, 50_000, 75_000, 100_000)
 
 def run(overrides: list[str]) -> int:
     """Run what is missing and write the table after every run."""
-    config = compose("bench_rpd", overrides)
-    algorithms = chosen("algorithms", config.algorithms, config.runs)
-    for seed in config.seeds:
-        for name in chosen("only", config.only, config.tasks):
-            _prepare(config, name)
-            for algorithm in algorithms:
-                _train(config, name, algorithm, int(seed))
-                write_table(config)
-    write_table(config)
+    fill(compose("bench_rpd", overrides), _prepare, _train, write_table)
     return 0
 
 
@@ -78,22 +69,20 @@ def steps_until(success: list[tuple[int, float]], level: float, in_a_row: int = 
 
 def write_table(config: Any) -> None:
     """Join what has finished with what is on record; writes ``results.json`` and the page."""
-    out = Path(config.out)
-    saved = out / "results.json"
-    tasks: dict[str, Any] = json.loads(saved.read_text())["tasks"] if saved.is_file() else {}
-    for name in config.tasks:
-        folder = Path(config.work) / name
-        bases = {b: folder / f"{b}.json" for b in BASES}
-        if not all(file.is_file() for file in bases.values()):
-            continue
-        row = tasks.setdefault(name, {})
-        for base, file in bases.items():
-            row[base] = {"base": final(file)}
-        for algorithm in config.runs:
-            for seed, run_folder in finished(folder, algorithm):
-                row.setdefault(algorithm, {})[seed] = _result(run_folder, pooled(row["teacher"])["rate"])
-    tasks = {name: tasks[name] for name in config.tasks if name in tasks}
-    save(out, tasks, page(tasks, config))
+    tasks = joined(config, _found)
+    save(Path(config.out), tasks, page(tasks, config))
+
+
+def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
+    """Column -> seed -> result; nothing before both bases have been judged."""
+    if not all((folder / f"{base}.json").is_file() for base in BASES):
+        return {}
+    columns = {base: {"base": final(folder / f"{base}.json")} for base in BASES}
+    level = columns["teacher"]["base"]["rate"]
+    for algorithm in config.runs:
+        for seed, run_folder in finished(folder, algorithm):
+            columns.setdefault(algorithm, {})[seed] = _result(run_folder, level)
+    return columns
 
 
 def _result(run_folder: Path, teacher: float) -> dict[str, Any]:

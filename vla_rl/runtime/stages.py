@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vla_rl.config import nearest
 from vla_rl.errors import UserError
@@ -80,6 +81,24 @@ def pretrained(out: Path, datasets: Sequence[Path], settings: Sequence[str], log
         return
     data = ",".join(map(str, datasets))
     call(["pretrain", f"datasets=[{data}]", f"out={out}", "threads=1", *settings], log)
+
+
+def fill(
+    config: Any,
+    prepare: Callable[[Any, str], None],
+    train: Callable[[Any, str, str, int], None],
+    table: Callable[[Any], None],
+) -> None:
+    """For each seed, task (``only``) and algorithm of a benchmark: ``prepare`` the task, ``train``, and write the ``table`` after every run."""
+    names = chosen("only", config.only, config.tasks)
+    algorithms = chosen("algorithms", config.algorithms, config.runs)
+    for seed in config.seeds:
+        for name in names:
+            prepare(config, name)
+            for algorithm in algorithms:
+                train(config, name, algorithm, int(seed))
+                table(config)
+    table(config)
 
 
 def counted(file: Path, env: Sequence[str], policy: Sequence[str], *, episodes: int) -> None:

@@ -41,9 +41,8 @@ class Ranks:
 
     def sums(self, *values: float) -> list[float]:
         """See ``vla_rl.algorithms.descent.summed``."""
-        return list(values) if self.count == 1 else summed(*values)
+        return summed(*values)
 
     def share(self, learner: Any) -> None:
         """Give all ranks the acting networks of rank 0, running statistics among them."""
-        if self.count > 1:
-            from_first(learner.acting_modules().values())
+        from_first(learner.acting_modules().values())
