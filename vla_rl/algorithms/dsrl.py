@@ -234,9 +234,22 @@ class DSRL(FromDecisions):
 
     def reach(self, steps: int, decided: int = 0) -> None:
         """Be where the learning half is: others act too."""
-        super().reach(steps)
-        self.decided = max(decided, self.decided)
+        self.be_at(max(steps, self.steps), max(decided, self.decided))
+
+    def be_at(self, steps: int, decided: int) -> None:
+        """Be at these counts of all who collect, of whose decisions this learner may have a part."""
+        self.steps, self.decided = steps, decided
         self._set_phase()
+
+    def reseed(self, seed: int) -> None:
+        """Draw other batches and noise than a learner of the same seed beside this one."""
+        for k, generator in enumerate(self._generators().values()):
+            generator.manual_seed(seed + k)
+
+    @property
+    def can_update(self) -> bool:
+        """Whether there is anything to draw a batch from."""
+        return len(self.ring) > 0
 
     def add_demonstrations(self, frames: TensorDict, rows: Tensor | None = None) -> None:
         """Refused: nobody knows the noise that a demonstration came from.

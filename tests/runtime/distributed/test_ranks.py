@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from toy import SPEC, Loop, PointMass
 from toy_diffusion import ToyDiffusion
 
 from vla_rl.algorithms.descent import descend
-from vla_rl.algorithms.factory import dppo
+from vla_rl.algorithms.factory import dppo, dsrl
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
+from vla_rl.learner.messages import flatten, pack
 from vla_rl.learner.process import weights
 from vla_rl.policies.open_loop import OpenLoop
+from vla_rl.runtime.distributed import learner as learner_module
 from vla_rl.runtime.distributed.batches import check_places, part_of
 from vla_rl.runtime.distributed.learner import DistributedLearner
 from vla_rl.runtime.distributed.ranks import Ranks
@@ -158,6 +161,82 @@ def test_learners_on_policy_begin_and_end_every_iteration_together():
     assert any("normalizer" in name for name in first["state"])
     for name, value in first["state"].items():
         assert (value == second["state"][name]).all(), name
+
+
+NOISE = {
+    "_target_": "vla_rl.algorithms.factory.dsrl",
+    "warmup": 40,
+    "first_updates": 5,
+    "batch_size": 32,
+    "utd": 0.5,
+    "hidden": [32],
+    "observation_keys": [STATE, ENV_STATE],
+    "capacity": 4000,
+}
+
+
+def steer(rank, meeting, folder, variant, goal):
+    """One learner of noise and its collector, which has 2 or 6 rows, up to ``goal`` decisions of both; then a checkpoint."""
+    torch.set_num_threads(1)
+    base = OpenLoop(ToyDiffusion(flow=True, updates=100), 4)
+    learner_module._base = lambda _: base
+    algorithm = NOISE | {"variant": variant}
+    learner = DistributedLearner(
+        settings(
+            folder,
+            learners=2,
+            rank=rank,
+            meeting=meeting,
+            algorithm=algorithm,
+            env=SPEC,
+            rows=6,
+            steps=10**6,
+            base=base.spec,
+        )
+    )
+    joined, rows = learner.join(rank, MINE), 2 + 4 * rank
+    acting = dsrl(base, SPEC, rows, **{k: v for k, v in algorithm.items() if k != "_target_"})
+    loop = Loop(PointMass(rows, rank), acting.policy, acting.assemble)
+    number, answer = 0, learner.hail()
+    while answer["reached"]["decided"] < goal:
+        for _ in range(4):
+            loop.step()
+        over, where, steps = acting.hand_over()
+        fields = {"rows": where.tolist(), "steps": steps, "version": answer["version"], "episodes": []}
+        message = pack("decisions", {} if over is None else flatten(over), size=len(where), **fields)
+        answer = learner.push(rank, joined["generation"], number, message)
+        acting.reach(**answer["reached"])
+        number += 1
+        time.sleep(0.01)
+    assert learner.settle(60.0) == 0
+    said = learner.save(str(Path(folder) / "checkpoints" / "1" / part_of(rank)))
+    return {
+        "weights": {
+            k: v.numpy().copy()
+            for m in learner.learner._modules().values()
+            for k, v in m.state_dict().items()
+        },
+        "updates": learner.learner.updates,
+        "reached": learner.learner.reached(),
+        "own": said["distributed"][rank],
+        "kept": len(learner.learner.ring),
+    }
+
+
+@pytest.mark.parametrize("variant", ["sac", "na"])
+def test_two_learners_of_noise_make_every_update_together(tmp_path, variant):
+    found = in_two(steer, str(tmp_path), variant, 200)
+    first, second = found
+    earned = 5 + int((first["reached"]["decided"] - 40) * 0.5)
+    assert first["reached"] == second["reached"] and first["updates"] == second["updates"] == earned
+    for name, total in first["reached"].items():
+        assert first["own"][name] + second["own"][name] == total, "every one counted, once"
+    assert all(each["kept"] == each["own"]["decided"] for each in found), (
+        "each has those of its own collectors"
+    )
+    assert first["own"]["decided"] < second["own"]["decided"]
+    for name, value in first["weights"].items():
+        assert (value == second["weights"][name]).all(), name
 
 
 def test_what_does_not_divide_is_refused(tmp_path):

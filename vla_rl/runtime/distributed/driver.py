@@ -264,10 +264,6 @@ def _check_decisions(trainer: Any) -> None:
         raise UserError(
             f"num_inference={trainer.config.num_inference}: collectors of {name} run the policy themselves; set num_inference=0"
         )
-    if learners_of(trainer.config) > 1 and not trainer.algorithm.on_policy:
-        raise UserError(
-            f"num_learners={trainer.config.num_learners}: {name} learns in one; set num_learners=1"
-        )
     if trainer.config.algorithm.get("group"):
         raise UserError(
             f"launcher=ray: algorithm.group={trainer.config.algorithm.group} compares episodes of one process; set "

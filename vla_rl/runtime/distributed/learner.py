@@ -289,14 +289,15 @@ class DistributedLearner:
         _, tensors, fields = unpack(message)
         rows = torch.tensor(fields["rows"], dtype=torch.long) + self._first_row(collector)
         taken = unflatten(tensors, fields["size"]) if len(rows) else None
-        before = self.learner.steps
+        before = self.learner.reached()
         if self.decides:
             self.learner.take_over(taken, rows, fields["steps"])
         else:
             self.learner.observe(taken, rows)
         slot = self.slots[collector]
         slot.received = number
-        slot.steps += self.learner.steps - before
+        for name, count in self.learner.reached().items():
+            setattr(slot, name, getattr(slot, name) + count - before[name])
         self.tally.episodes += len(fields["episodes"])
         self.recent.extend(bool(success) for success in fields["episodes"])
         if (then := self._updates_of.get(fields["version"])) is not None:
@@ -332,16 +333,14 @@ class DistributedLearner:
     def _go_on(self) -> bool:
         """One burst of updates, and whatever else it is time for; False: there was nothing to do."""
         with self._lock:
-            own = sum(slot.steps for slot in self.slots.values())
-            mine = (
-                own,
-                float(self.learner.can_update if self.settings.learners > 1 else 1),
-                self._save_to is not None,
-            )
-        steps, able, saving = self.ranks.sums(*mine)
+            names = tuple(self.learner.reached())
+            own = [sum(getattr(slot, name) for slot in self.slots.values()) for name in names]
+            able = self.learner.can_update if self.settings.learners > 1 else True
+            mine = (*own, able, self._save_to is not None)
+        *counts, able, saving = self.ranks.sums(*mine)
         with self._lock:
             if self.settings.learners > 1:
-                self.learner.be_at(int(steps))
+                self.learner.be_at(**{name: int(count) for name, count in zip(names, counts, strict=True)})
             due = self.learner.updates_due() if able == self.settings.learners else 0
             first = not self.learner.updates
             if due:

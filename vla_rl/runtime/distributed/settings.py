@@ -113,11 +113,13 @@ class Slot:
         generation: how many have had it; only the newest one's batches count.
         received: number of its newest batch; -1 = none.
         steps: environment steps from here, of all generations.
+        decided: decisions from here, where an algorithm counts them.
     """
 
     generation: int = 0
     received: int = -1
     steps: int = 0
+    decided: int = 0
 
 
 @dataclass
