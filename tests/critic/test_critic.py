@@ -73,7 +73,9 @@ def test_a_reference_that_is_read_once_is_as_good_as_one_read_with_every_questio
         tasks = [TASKS[0], TASKS[1], "another thing to do"]
         found = critic.progress(seen[:3], seen[3:6], tasks, shown)[0]
         whole = critic.compared(seen[:3], seen[3:6], shown.expand(3, *shown.shape))
-        logits = critic.answers(whole, critic.words(PROGRESS, tasks))
+        named = [*tasks[:2], "do as shown"]  # the third one it was never trained on
+        logits = critic.answers(whole, critic.words(PROGRESS, named))
+    assert critic.named(tasks, None) == tasks, "without a reference its words are all there is"
     assert torch.allclose(found, logits.softmax(-1) @ critic.centres, atol=1e-5)
 
 

@@ -102,12 +102,33 @@ def test_references_are_successes_of_the_same_task_from_beginning_to_end():
         )
 
 
+def test_a_film_played_backwards_is_a_task_of_its_own():
+    draws = _pairs(mismatch=0.0, same=0.0, reference_share=1.0, backward=1.0)
+    asked = draws.draw(100)
+    assert set(asked.tasks) == set(asked.done_tasks) == {"do as shown"}
+    for moments, labels, frames in zip(asked.moments, asked.progress, asked.references, strict=False):
+        which, shown = (int((draws.first <= at).sum()) - 1 for at in (moments.min(), frames[0]))
+        each, other = draws.trajectories[which], draws.trajectories[shown]
+        assert each.success and each.task == other.task
+        assert frames[0] == draws.first[shown] + other.end and frames[-1] == draws.first[shown]
+        i, near, far = (each.end - (moments - draws.first[which])).tolist()
+        assert 0 <= i <= near and i < far <= each.end, "places on the film as it is played"
+        wanted = torch.tensor([near - i, i - near, far - i, i - far]) / (each.end - i)
+        assert ((labels - wanted).abs() < 1e-6)[labels != 0].all() and labels.any()
+    for at, done in zip(asked.pictures, asked.done, strict=True):
+        which = int((draws.first <= at).sum()) - 1
+        each, moment = draws.trajectories[which], int(at - draws.first[which])
+        assert each.success and (moment == 0 if done else moment > 0.2 * each.end)
+    both = _pairs(mismatch=0.0, reference_share=1.0, backward=0.3, nameless=0.5).draw(100)
+    assert len(set(both.tasks)) > 1 and "do as shown" in both.tasks
+
+
 def test_no_success_nothing_to_learn():
     with pytest.raises(UserError, match="none of the 2 episodes succeeded"):
         Pairs([film(i, success=False) for i in range(2)], PairConfig(), torch.Generator())
 
 
-@pytest.mark.parametrize("name", ["skip", "pictures", "references", "mismatch"])
+@pytest.mark.parametrize("name", ["skip", "pictures", "references", "mismatch", "backward"])
 def test_settings_that_mean_nothing(name):
     with pytest.raises(UserError, match=f"train.pairs.{name}=-1"):
         Pairs(films(4), PairConfig(**{name: -1}), torch.Generator())

@@ -26,6 +26,8 @@ NOTES = "critic.json"
 
 PROGRESS = "Compare two images: how much closer is the second to {task}?"
 DONE = "Has the robot finished to {task}?"
+AS_SHOWN = "do as shown"
+"""The instruction of a question whose reference alone says what is wanted."""
 DESCRIBE = "What has the robot been asked to do?"
 
 BATCH = 64
@@ -125,11 +127,7 @@ class Critic:
         Raises:
             UserError: an instruction that is empty or too long.
         """
-        for task in set(tasks):
-            if not task.strip() or len(task.encode()) > LONGEST:
-                raise UserError(
-                    f"the instruction {task[:40]!r} has {len(task.encode())} bytes: 1 to {LONGEST}"
-                )
+        check_instructions(tasks)
         asked = self.tokenizer(
             [prompt.replace("{task}", task) for task in tasks], padding=True, return_tensors="pt"
         )
@@ -179,6 +177,16 @@ class Critic:
         parts = [slice(start, start + BATCH) for start in range(0, len(seen), BATCH)]
         return torch.cat([self.answers(seen[p], (words[0][p], words[1][p]), before) for p in parts])
 
+    def named(self, tasks: Sequence[str], reference: Tensor | None) -> list[str]:
+        """The instructions as they are asked about: with a reference, one it was never trained on tells it nothing, and is left out.
+
+        Raises:
+            UserError: an instruction that is empty or too long.
+        """
+        check_instructions(tasks)
+        known = set(self.notes.get("tasks", tasks))
+        return [task if reference is None or task in known else AS_SHOWN for task in tasks]
+
     # ---- questions --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -193,7 +201,9 @@ class Critic:
             tasks: B instructions.
             reference: of an episode that succeeded, looked at, [R, tokens, D]; None = none.
         """
-        logits = self._asked(self.compared(first, second), self.words(PROGRESS, tasks), reference)
+        logits = self._asked(
+            self.compared(first, second), self.words(PROGRESS, self.named(tasks, reference)), reference
+        )
         chances = logits.softmax(-1).cpu()
         mean = chances @ self.centres
         return mean, ((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt()
@@ -201,7 +211,8 @@ class Critic:
     @torch.no_grad()
     def done(self, seen: Tensor, tasks: Sequence[str], reference: Tensor | None = None) -> Tensor:
         """[B] chance that the task is done in pictures already looked at [B, tokens, D]; ``reference`` as ``progress``."""
-        return yes(self._asked(seen[:, None], self.words(DONE, tasks), reference)).sigmoid().cpu()
+        words = self.words(DONE, self.named(tasks, reference))
+        return yes(self._asked(seen[:, None], words, reference)).sigmoid().cpu()
 
     def describe(self, pictures: Tensor) -> str:
         """The instruction that a video [T, 3, H, W] uint8, of which ``references`` moments are looked at, is an answer to.
@@ -273,6 +284,17 @@ class Critic:
             spread.append(float(track.std))
         done = self.done(seen, [task] * len(moments), reference)
         return Judged(moments, torch.tensor(values), torch.tensor(work), torch.tensor(spread), pair[0], done)
+
+
+def check_instructions(tasks: Sequence[str]) -> None:
+    """Refuse what no question can be asked about.
+
+    Raises:
+        UserError: an instruction that is empty or too long.
+    """
+    for task in set(tasks):
+        if not task.strip() or len(task.encode()) > LONGEST:
+            raise UserError(f"the instruction {task[:40]!r} has {len(task.encode())} bytes: 1 to {LONGEST}")
 
 
 def yes(logits: Tensor) -> Tensor:

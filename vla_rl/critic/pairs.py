@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vla_rl.critic.labels import done_label, progress_label, still
-from vla_rl.critic.model import reference_moments
+from vla_rl.critic.model import AS_SHOWN, reference_moments
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.errors import UserError
 
-AS_SHOWN = "do as shown"
-"""The instruction of a question whose reference alone says what is wanted."""
+EARLY = 0.8
+"""Share of a film played backwards that is certainly not its end: it comes to rest where episodes begin."""
 
 PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0))
 """Of the three moments of a draw: a short way and a long one, there and back, so that half of all pairs lead back."""
@@ -32,6 +32,8 @@ class PairConfig:
         references: pictures of a reference.
         reference_share: share of batches that come with a reference of the same task.
         nameless: share of draws with a reference whose instruction does not name the task.
+        backward: share of draws with a reference that are films played backwards, the reference too, under an instruction that does
+            not name the task: twice as many tasks, and what is wanted can be told from the reference alone.
     """
 
     skip: int = 5
@@ -41,6 +43,7 @@ class PairConfig:
     references: int = 6
     reference_share: float = 0.5
     nameless: float = 0.5
+    backward: float = 0.0
 
 
 def check(config: PairConfig) -> None:
@@ -56,7 +59,7 @@ def check(config: PairConfig) -> None:
         raise UserError(
             f"train.pairs.references={config.references}: a reference has a beginning and an end, at least 2"
         )
-    for name in ("mismatch", "same", "reference_share", "nameless"):
+    for name in ("mismatch", "same", "reference_share", "nameless", "backward"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"train.pairs.{name}={getattr(config, name)} is outside 0..1")
 
@@ -152,28 +155,37 @@ class Pairs:
         places = torch.tensor([i, near, far])
         one, other = (places[[pair[side] for pair in PAIRS]] for side in (0, 1))
         labels = progress_label(one, other, torch.full((4,), end))
-        task, reference, wrong = self._asked(trajectory.task, which, shown)
+        backward = self._backward(shown)
+        task, reference, wrong = self._asked(trajectory.task, which, shown, backward)
         if wrong:
             labels = torch.zeros(4)
+        if backward:
+            places = end - places
         first = int(self.first[which])
         return [first + int(p) for p in places], labels, task, reference
 
     def _picture(self, shown: bool, done: bool) -> tuple[int, float, str, Tensor]:
+        backward = self._backward(shown)
         while True:
-            which = self._one(self.good) if done else self._below(len(self.trajectories))
+            # Backwards, only a success has an end: where it began.
+            which = self._one(self.good) if done or backward else self._below(len(self.trajectories))
             trajectory = self.trajectories[which]
             if done:
-                moment = trajectory.end + self._below(len(trajectory) - trajectory.end)
+                moment = 0 if backward else trajectory.end + self._below(len(trajectory) - trajectory.end)
             else:
-                moment = self._below(len(trajectory))
-            at, end, success = (torch.tensor([v]) for v in (moment, trajectory.end, trajectory.success))
-            label = done_label(at, end, success, trajectory.surely_before)
+                moment = self._below(trajectory.end + 1 if backward else len(trajectory))
+            place = trajectory.end - moment if backward else moment
+            at, end, success = (torch.tensor([v]) for v in (place, trajectory.end, trajectory.success))
+            label = done_label(at, end, success, EARLY if backward else trajectory.surely_before)
             if not label.isnan():
                 break
-        task, reference, wrong = self._asked(trajectory.task, which, shown)
+        task, reference, wrong = self._asked(trajectory.task, which, shown, backward)
         return int(self.first[which]) + moment, 0.0 if wrong else float(label), task, reference
 
-    def _asked(self, task: str, which: int, shown: bool) -> tuple[str, Tensor, bool]:
+    def _backward(self, shown: bool) -> bool:
+        return shown and self.config.backward > 0 and self._chance() < self.config.backward
+
+    def _asked(self, task: str, which: int, shown: bool, backward: bool = False) -> tuple[str, Tensor, bool]:
         """The instruction that is given, the frames of its reference, and whether it is another task's."""
         others = [t for t in self.tasks if t != task and self.by_task[t]]
         wrong = bool(others) and self._chance() < self.config.mismatch
@@ -184,6 +196,8 @@ class Pairs:
         if not choices:  # only failures of this task: nothing can be shown
             return asked, self._moments_of(self._one(self.good)), True
         reference = self._moments_of(self._one(choices))
+        if backward:
+            return AS_SHOWN, reference.flip(0), wrong
         return (AS_SHOWN if self._chance() < self.config.nameless else asked), reference, wrong
 
     def _moments_of(self, which: int) -> Tensor:
