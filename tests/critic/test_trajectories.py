@@ -1,6 +1,8 @@
 """Recorded data sets as a critic reads them, and scores that ``vla-rl pretrain`` takes."""
 
+import errno
 import json
+import os
 
 import pytest
 import tiny
@@ -9,13 +11,14 @@ from films import film
 from reach import CAMERA, Reach, Walk
 
 from vla_rl.critic.model import Critic
-from vla_rl.critic.pairs import PairConfig
+from vla_rl.critic.pairs import PairConfig, Pairs
 from vla_rl.critic.score import score
 from vla_rl.critic.train import CriticConfig, CriticTrainer
 from vla_rl.critic.trajectories import check_sizes, read_trajectories
 from vla_rl.data.dataset import load_episodes
 from vla_rl.data.progress import read_mask
 from vla_rl.data.record import record
+from vla_rl.data.unnamed import unnamed
 from vla_rl.errors import UserError
 
 
@@ -48,6 +51,33 @@ def test_every_picture_with_the_one_after_the_last_action(folder):
         assert each.success == episode.success
         if each.success:  # the success of the last action is seen in the picture after it
             assert each.succeeded.tolist() == [False] * episode.length + [True] and each.end == episode.length
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_pictures_on_disk_are_those_in_memory_and_leave_nothing_behind(folder, tmp_path, stride):
+    kept = read_trajectories([folder], stride=stride)
+    mapped = read_trajectories([folder], stride=stride, scratch=tmp_path)
+    assert not list(tmp_path.iterdir()), "their files have lost their names"
+    for one, other in zip(kept, mapped, strict=True):
+        assert torch.equal(one.pictures, other.pictures) and torch.equal(one.succeeded, other.succeeded)
+    draws = [
+        Pairs(each, PairConfig(skip=3, references=2), torch.Generator().manual_seed(0)).frames
+        for each in (kept, mapped)
+    ]
+    together = torch.cat([each.pictures for each in kept])
+    index = torch.tensor([[0, len(together) - 1, 5], [len(kept[0]), len(kept[0]) - 1, 5]])
+    for frames in draws:
+        assert len(frames) == len(together) and torch.equal(frames[index], together[index])
+
+
+def test_a_full_disk_is_said_before_anything_is_mapped(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no space left"):
+        unnamed(tmp_path, (10, 3, 8, 8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_fewer_pictures_keep_the_first_and_the_last(folder):

@@ -70,7 +70,7 @@ def _train(config: Any) -> None:
         raise UserError(f"{out} exists: choose another out=")
     settings = typed(CriticConfig, config.train, "train.")
     folders = [resolve_path(d) for d in config.datasets]
-    trajectories = read_trajectories(folders, config.camera, config.stride)
+    trajectories = read_trajectories(folders, config.camera, config.stride, scratch=out.absolute().parent)
     trainer = CriticTrainer(
         settings, trajectories, out, Samples.read(folders) if settings.act_weight else None
     )

@@ -87,6 +87,35 @@ class Questions:
     references: Tensor | None = None
 
 
+class Frames:
+    """Pictures of all trajectories one after the other, each where it is: nothing is copied but what is asked for.
+
+    Args:
+        parts: uint8 [T, 3, H, W] each.
+
+    Attributes:
+        first: [N] of each part.
+        size: (H, W).
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = list(parts)
+        lengths = torch.tensor([len(part) for part in self.parts])
+        self.first, self.count = lengths.cumsum(0) - lengths, int(lengths.sum())
+        self.size = tuple(self.parts[0].shape[-2:])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Uint8 [..., 3, H, W] of the frames ``index`` [...]."""
+        flat = index.flatten()
+        which = torch.searchsorted(self.first, flat, right=True) - 1
+        places = (flat - self.first[which]).tolist()
+        found = [self.parts[part][place] for part, place in zip(which.tolist(), places, strict=True)]
+        return torch.stack(found).unflatten(0, index.shape)
+
+
 @dataclass
 class Pairs:
     """Draws questions.
@@ -103,7 +132,7 @@ class Pairs:
     trajectories: Sequence[Trajectory]
     config: PairConfig
     generator: torch.Generator
-    frames: Tensor = field(init=False)
+    frames: Frames = field(init=False)
 
     def __post_init__(self) -> None:
         check(self.config)
@@ -112,9 +141,8 @@ class Pairs:
             raise UserError(
                 f"none of the {len(self.trajectories)} episodes succeeded: progress is learned from those that do"
             )
-        self.frames = torch.cat([t.pictures for t in self.trajectories])
-        lengths = torch.tensor([len(t) for t in self.trajectories])
-        self.first = lengths.cumsum(0) - lengths
+        self.frames = Frames([t.pictures for t in self.trajectories])
+        self.first = self.frames.first
         self.tasks = sorted({t.task for t in self.trajectories})
         self.by_task = {
             task: [i for i in self.good if self.trajectories[i].task == task] for task in self.tasks

@@ -134,7 +134,7 @@ class CriticTrainer:
     def _notes(self, threshold: float) -> dict[str, Any]:
         pairs = self.config.pairs
         return {
-            "image": list(self.draws.frames.shape[-2:]),
+            "image": list(self.draws.frames.size),
             "skip": pairs.skip,
             "references": pairs.references,
             "differences": self.config.differences,

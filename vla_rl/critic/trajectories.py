@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vla_rl.data.dataset import Episode, dataset_info, load_episodes
+from vla_rl.data.unnamed import unnamed
 from vla_rl.errors import UserError
 from vla_rl.keys import IMAGES, image_key
 
@@ -73,7 +74,7 @@ def camera_of(folder: Path, camera: str | None = None) -> str:
 
 
 def read_trajectories(
-    folders: Sequence[Path], camera: str | None = None, stride: int = 1
+    folders: Sequence[Path], camera: str | None = None, stride: int = 1, scratch: Path | None = None
 ) -> list[Trajectory]:
     """All episodes of some LeRobotDatasets.
 
@@ -81,6 +82,7 @@ def read_trajectories(
         folders: data sets; success counts where it was recorded, and is taken for granted elsewhere (human demonstrations).
         camera: name or feature key; None = each data set's first.
         stride: keep every so many frames, counted from the last one backwards.
+        scratch: folder on whose disk the pictures are, mapped into memory; None = in memory.
 
     Raises:
         UserError: no episode, no such camera, pictures of different sizes, an episode of a single picture.
@@ -90,8 +92,8 @@ def read_trajectories(
     found: list[Trajectory] = []
     for folder in folders:
         key = camera_of(folder, camera)
-        for episode in load_episodes(folder, images=[key]):
-            found.append(_of(episode, key, stride, f"{folder}, episode {episode.index}"))
+        for episode in load_episodes(folder, images=[key], scratch=scratch):
+            found.append(_of(episode, key, stride, f"{folder}, episode {episode.index}", scratch))
     if not found:
         raise UserError("datasets=[] names no data set: record one first (vla-rl record)")
     check_sizes(found)
@@ -118,7 +120,7 @@ def check_sizes(trajectories: Sequence[Trajectory]) -> None:
             )
 
 
-def _of(episode: Episode, key: str, stride: int, name: str) -> Trajectory:
+def _of(episode: Episode, key: str, stride: int, name: str, scratch: Path | None) -> Trajectory:
     pictures = episode.data[key]
     flags = episode.data.get("next.success")
     if (after := episode.final.get(key)) is not None:
@@ -136,4 +138,7 @@ def _of(episode: Episode, key: str, stride: int, name: str) -> Trajectory:
     kept = torch.arange(len(pictures) - 1, -1, -stride).flip(0)
     if kept[0] != 0:
         kept = torch.cat([kept.new_zeros(1), kept])
-    return Trajectory(pictures[kept], episode.task, succeeded[kept], name, episode.length, flags is not None)
+    pictures = pictures[kept]
+    if scratch is not None:
+        pictures = unnamed(scratch, pictures.shape).copy_(pictures)
+    return Trajectory(pictures, episode.task, succeeded[kept], name, episode.length, flags is not None)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vla_rl.data.build import FINAL, MARKER
+from vla_rl.data.unnamed import unnamed
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, IMAGES
 from vla_rl.policies.base import PolicySpec
@@ -122,6 +123,7 @@ def load_episodes(
     *,
     episodes: Sequence[int] | None = None,
     images: bool | Sequence[str] = True,
+    scratch: Path | None = None,
 ) -> list[Episode]:
     """Read episodes into memory.
 
@@ -129,6 +131,7 @@ def load_episodes(
         path: a local LeRobotDataset v3.
         episodes: which episode indices; None = all.
         images: decode all cameras, none, or those feature keys.
+        scratch: folder on whose disk decoded videos are instead (``vla_rl.data.unnamed``).
 
     Returns:
         Episodes in the order asked for.
@@ -185,7 +188,7 @@ def load_episodes(
             task_id=task_ids[index] if index < len(task_ids) else None,
         )
     for key in (k for k in cameras if k in videos):
-        _decode_into(loaded, rows, path, meta, key)
+        _decode_into(loaded, rows, path, meta, key, scratch)
     return [loaded[index] for index in wanted]
 
 
@@ -226,11 +229,15 @@ def _column(key: str, column: Any, feature: dict[str, Any]) -> np.ndarray:
     return values.reshape(len(column), *shape) if is_vector else values
 
 
-def decode_video(file: Path) -> Tensor:
+def decode_video(file: Path, scratch: Path | None = None) -> Tensor:
     """All frames of a video, in order.
 
     One sequential pass with PyAV (3,300-5,500 frames/s at 96 px on one core); seeking for every frame, as a
     shuffled data loader does, decodes each group of pictures again for every frame of it.
+
+    Args:
+        file: of the video.
+        scratch: folder on whose disk the frames are, mapped into memory; None = in memory.
 
     Returns:
         uint8 [N, 3, H, W].
@@ -244,7 +251,8 @@ def decode_video(file: Path) -> Tensor:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             count, size = stream.frames, (stream.codec_context.height, stream.codec_context.width)
-            out = np.empty((count, 3, *size), np.uint8)
+            shape = (count, 3, *size)
+            out = np.empty(shape, np.uint8) if scratch is None else unnamed(scratch, shape).numpy()
             for frame in container.decode(stream):
                 if n == len(out):  # a container that does not know its length
                     out = np.concatenate([out, np.empty((max(64, n), 3, *size), np.uint8)])
@@ -256,14 +264,19 @@ def decode_video(file: Path) -> Tensor:
 
 
 def _decode_into(
-    loaded: dict[int, Episode], rows: dict[int, dict[str, Any]], path: Path, meta: Any, key: str
+    loaded: dict[int, Episode],
+    rows: dict[int, dict[str, Any]],
+    path: Path,
+    meta: Any,
+    key: str,
+    scratch: Path | None,
 ) -> None:
     """Add a camera's frames to the episodes, each video file decoded once."""
     by_file: dict[Path, list[int]] = {}
     for index in loaded:
         by_file.setdefault(path / meta.get_video_file_path(index, key), []).append(index)
     for file, indices in by_file.items():
-        frames = decode_video(file)
+        frames = decode_video(file, scratch)
         for index in indices:
             start = round(rows[index][f"videos/{key}/from_timestamp"] * meta.fps)
             stop = start + loaded[index].length
@@ -271,7 +284,8 @@ def _decode_into(
                 raise UserError(f"{file} has {len(frames)} frames, episode {index} needs {stop}: restore it")
             # A copy when only some episodes are wanted, so that the rest of the file can be freed.
             part = frames[start:stop]
-            loaded[index].data[key] = part if len(indices) == meta.total_episodes else part.clone()
+            whole = scratch is not None or len(indices) == meta.total_episodes
+            loaded[index].data[key] = part if whole else part.clone()
 
 
 def episode_tasks(episodes: Sequence[Episode]) -> dict[str, int]:
