@@ -266,15 +266,6 @@ class ChunkPPO(FromDecisions):
 
     # ---- learning ---------------------------------------------------------------------------------------
 
-    def be_at(self, steps: int) -> None:
-        """Be at environment step ``steps`` of all who collect, of whose decisions this learner may have a part."""
-        self.steps = steps
-
-    def reseed(self, seed: int) -> None:
-        """Draw other minibatches and noise than a learner of the same seed beside this one."""
-        self.generator.manual_seed(seed)
-        self.acting_generator.manual_seed(seed + 1)
-
     @property
     def can_update(self) -> bool:
         """Whether an iteration's updates may begin, or go on."""

@@ -232,19 +232,10 @@ class DSRL(FromDecisions):
         """Steps and, which the warm-up goes by, decisions."""
         return {"steps": self.steps, "decided": self.decided}
 
-    def reach(self, steps: int, decided: int = 0) -> None:
-        """Be where the learning half is: others act too."""
-        self.be_at(max(steps, self.steps), max(decided, self.decided))
-
-    def be_at(self, steps: int, decided: int) -> None:
-        """Be at these counts of all who collect, of whose decisions this learner may have a part."""
-        self.steps, self.decided = steps, decided
+    def be_at(self, **counts: int) -> None:
+        """As ``FromDecisions``; the warm-up may be over by now."""
+        super().be_at(**counts)
         self._set_phase()
-
-    def reseed(self, seed: int) -> None:
-        """Draw other batches and noise than a learner of the same seed beside this one."""
-        for k, generator in enumerate(self._generators().values()):
-            generator.manual_seed(seed + k)
 
     @property
     def can_update(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -55,12 +56,26 @@ class FromDecisions:
         self.decisions.interrupt(rows)
 
     def reached(self) -> dict[str, int]:
-        """What ``reach`` of the acting half has to know."""
+        """What ``reach`` of the acting half has to know: an attribute each."""
         return {"steps": self.steps}
 
-    def reach(self, steps: int) -> None:
-        """Be where the learning half is: others act too."""
-        self.steps = max(steps, self.steps)
+    def reach(self, **counts: int) -> None:
+        """Be where the learning half is, whose ``reached`` these are: others act too."""
+        self.be_at(**{name: max(counts[name], had) for name, had in self.reached().items()})
+
+    def be_at(self, **counts: int) -> None:
+        """Be at these counts (of ``reached``) of all who collect, of whose decisions this learner may have a part."""
+        for name, count in counts.items():
+            setattr(self, name, count)
+
+    def reseed(self, seed: int) -> None:
+        """Draw other batches and noise than a learner of the same seed beside this one."""
+        for place, generator in enumerate(self._generators().values()):
+            generator.manual_seed(seed + place)
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """By name, as checkpoints have them."""
+        raise NotImplementedError
 
 
 def learns_from_decisions(algorithm: Any) -> bool:

@@ -14,6 +14,10 @@ PIXEL = 8
 """Levels of 255 by which a pixel has to differ."""
 
 
+EARLY = 0.8
+"""Share of the way until which it is certainly not done, where the moment of success was not recorded."""
+
+
 def progress_label(first: Tensor, second: Tensor, end: Tensor) -> Tensor:
     """[B] in -1 ... 1: from moment ``first`` to ``second`` of an episode that succeeds at ``end``, all int64 [B].
 
@@ -26,7 +30,7 @@ def progress_label(first: Tensor, second: Tensor, end: Tensor) -> Tensor:
     return torch.where(second >= first, share, -share)
 
 
-def done_label(moment: Tensor, end: Tensor, success: Tensor, surely_before: float = 0.8) -> Tensor:
+def done_label(moment: Tensor, end: Tensor, success: Tensor, surely_before: float = EARLY) -> Tensor:
     """[B] 1 from the success on, 0 early enough before it or in an episode that fails, NaN in between: nobody can say.
 
     Args:

@@ -121,15 +121,22 @@ class Critic:
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def words(self, prompt: str, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens and mask [B, L] of a question about each of ``tasks``.
+    def words(
+        self, prompt: str, tasks: Sequence[str], reference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and mask [B, L] of a question about each of ``tasks``, as ``named`` beside a ``reference``.
 
         Raises:
             UserError: an instruction that is empty or too long.
         """
-        check_instructions(tasks)
+        for task in set(tasks):
+            if not task.strip() or len(task.encode()) > LONGEST:
+                raise UserError(
+                    f"the instruction {task[:40]!r} has {len(task.encode())} bytes: 1 to {LONGEST}"
+                )
+        named = self.named(tasks, reference)
         asked = self.tokenizer(
-            [prompt.replace("{task}", task) for task in tasks], padding=True, return_tensors="pt"
+            [prompt.replace("{task}", task) for task in named], padding=True, return_tensors="pt"
         )
         return asked["input_ids"].to(self.device), asked["attention_mask"].bool().to(self.device)
 
@@ -178,12 +185,7 @@ class Critic:
         return torch.cat([self.answers(seen[p], (words[0][p], words[1][p]), before) for p in parts])
 
     def named(self, tasks: Sequence[str], reference: Tensor | None) -> list[str]:
-        """The instructions as they are asked about: with a reference, one it was never trained on tells it nothing, and is left out.
-
-        Raises:
-            UserError: an instruction that is empty or too long.
-        """
-        check_instructions(tasks)
+        """The instructions as they are asked about: with a reference, one it was never trained on tells it nothing, and is left out."""
         known = set(self.notes.get("tasks", tasks))
         return [task if reference is None or task in known else AS_SHOWN for task in tasks]
 
@@ -201,9 +203,8 @@ class Critic:
             tasks: B instructions.
             reference: of an episode that succeeded, looked at, [R, tokens, D]; None = none.
         """
-        logits = self._asked(
-            self.compared(first, second), self.words(PROGRESS, self.named(tasks, reference)), reference
-        )
+        words = self.words(PROGRESS, tasks, reference)
+        logits = self._asked(self.compared(first, second), words, reference)
         chances = logits.softmax(-1).cpu()
         mean = chances @ self.centres
         return mean, ((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt()
@@ -211,7 +212,7 @@ class Critic:
     @torch.no_grad()
     def done(self, seen: Tensor, tasks: Sequence[str], reference: Tensor | None = None) -> Tensor:
         """[B] chance that the task is done in pictures already looked at [B, tokens, D]; ``reference`` as ``progress``."""
-        words = self.words(DONE, self.named(tasks, reference))
+        words = self.words(DONE, tasks, reference)
         return yes(self._asked(seen[:, None], words, reference)).sigmoid().cpu()
 
     def describe(self, pictures: Tensor) -> str:
@@ -284,17 +285,6 @@ class Critic:
             spread.append(float(track.std))
         done = self.done(seen, [task] * len(moments), reference)
         return Judged(moments, torch.tensor(values), torch.tensor(work), torch.tensor(spread), pair[0], done)
-
-
-def check_instructions(tasks: Sequence[str]) -> None:
-    """Refuse what no question can be asked about.
-
-    Raises:
-        UserError: an instruction that is empty or too long.
-    """
-    for task in set(tasks):
-        if not task.strip() or len(task.encode()) > LONGEST:
-            raise UserError(f"the instruction {task[:40]!r} has {len(task.encode())} bytes: 1 to {LONGEST}")
 
 
 def yes(logits: Tensor) -> Tensor:

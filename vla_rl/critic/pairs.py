@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vla_rl.critic.labels import done_label, progress_label, still
+from vla_rl.critic.labels import EARLY, done_label, progress_label, still
 from vla_rl.critic.model import AS_SHOWN, reference_moments
 from vla_rl.critic.trajectories import Trajectory
 from vla_rl.errors import UserError
-
-EARLY = 0.8
-"""Share of a film played backwards that is certainly not its end: it comes to rest where episodes begin."""
 
 PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0))
 """Of the three moments of a draw: a short way and a long one, there and back, so that half of all pairs lead back."""

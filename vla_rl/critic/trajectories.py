@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vla_rl.critic.labels import EARLY
 from vla_rl.data.dataset import Episode, dataset_info, load_episodes
 from vla_rl.data.unnamed import unnamed
 from vla_rl.errors import UserError
@@ -41,7 +42,7 @@ class Trajectory:
     @property
     def surely_before(self) -> float:
         """Share of the way to ``end`` until which it is certainly not done."""
-        return 1.0 if self.timed else 0.8
+        return 1.0 if self.timed else EARLY
 
     @property
     def success(self) -> bool:
@@ -138,7 +139,6 @@ def _of(episode: Episode, key: str, stride: int, name: str, scratch: Path | None
     kept = torch.arange(len(pictures) - 1, -1, -stride).flip(0)
     if kept[0] != 0:
         kept = torch.cat([kept.new_zeros(1), kept])
-    pictures = pictures[kept]
-    if scratch is not None:
-        pictures = unnamed(scratch, pictures.shape).copy_(pictures)
+    room = None if scratch is None else unnamed(scratch, (len(kept), *pictures.shape[1:]))
+    pictures = torch.index_select(pictures, 0, kept, out=room)
     return Trajectory(pictures, episode.task, succeeded[kept], name, episode.length, flags is not None)
