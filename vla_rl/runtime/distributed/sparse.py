@@ -1,9 +1,11 @@
 """Weights as what has changed since the receiver's version: lossless, compressed, checksummed (SparseRL-Sync).
 
 An update of reinforcement learning moves few of a bfloat16 model's weights, and most of those by the last bit. Tensors are
-taken for whole numbers of their own width; of each goes out where it changed (gaps between indices) and by how much (the
-difference, modulo the width), or, where most of it changed, every difference. Buckets of some megabytes are compressed and
-checksummed one by one. Against zeros the same encoding is a full snapshot.
+taken for whole numbers of their own width. Both sides have the weights from before, so these go by their exponent: a step
+of Adam is of about the same length for all, which a small weight takes in many of its last bits and a large one does not
+feel. Of each such class goes out where it changed (gaps between indices) and by how much (the difference, modulo the
+width), or, where much of it changed, every difference: half the bytes of the same without classes. Buckets of some
+megabytes are compressed and checksummed one by one. Against zeros the same encoding is a full snapshot.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ BUCKET = 8 << 20
 """Bytes of weights whose changes are compressed together."""
 
 DENSE = 0.3
-"""Share of a tensor that has to change for all of its differences to be sent: gaps then cost more than zeros."""
+"""Share of a class that has to change for all of its differences to be sent: gaps then cost more than zeros."""
 
 NOTHING = -1
 """Version of a receiver that has no weights."""
 
 _WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_EXPONENTS = {torch.bfloat16: (7, 8), torch.float16: (10, 5), torch.float32: (23, 8), torch.float64: (52, 11)}
+"""Where a floating-point number has its exponent: bits below it, bits of it."""
 _HEAD = struct.Struct("<II")
 """Bytes of the head that follows, and its checksum."""
 
@@ -123,10 +127,17 @@ def difference(before: Weights | None, after: Weights, base: int, version: int) 
     manifest = manifest_of(after)
     if before is not None and manifest_of(before) != manifest:
         raise UserError("weights of two different models cannot be told apart sparsely: send a snapshot")
-    press = zstandard.ZstdCompressor(level=3)
+    press = zstandard.ZstdCompressor(
+        level=1
+    )  # what there is to gain is in the entropy coder, not in repetitions
     buckets = []
     for names in _bucketed(after):
-        parts = [_changes(None if before is None else _whole(before[n]), _whole(after[n])) for n in names]
+        parts = []
+        for alike in _by_type(after, names):
+            now = _joined_up(after, alike)
+            then = np.zeros_like(now) if before is None else _joined_up(before, alike)
+            moved = now - then  # modulo the width: lossless
+            parts += [_changes(moved[members]) for members in _classes(then, after[alike[0]].dtype)]
         data = press.compress(b"".join(parts))
         buckets.append((zlib.crc32(data), data))
     return Delta(NOTHING if before is None else base, version, manifest, tuple(buckets))
@@ -162,9 +173,15 @@ def apply(weights: Weights, delta: Delta, version: int) -> int:
             raise CorruptDelta("a bucket's checksum is wrong")
         try:
             raw, at = unpress.decompress(data), 0
-            for name in names:
-                now = _whole(weights[name])
-                fresh[name], at = _changed(np.zeros_like(now) if delta.base == NOTHING else now, raw, at)
+            for alike in _by_type(weights, names):
+                now = _joined_up(weights, alike)
+                if delta.base == NOTHING:
+                    now[:] = 0
+                for members in _classes(now.copy(), weights[alike[0]].dtype):
+                    moved, at = _changed(len(members), now.dtype, raw, at)
+                    now[members] += moved
+                ends = np.cumsum([weights[name].numel() for name in alike])
+                fresh |= dict(zip(alike, np.split(now, ends[:-1]), strict=True))
         except (zstandard.ZstdError, struct.error, ValueError, IndexError) as error:
             raise CorruptDelta(f"a bucket does not unpack: {error}") from error
     for name, values in fresh.items():
@@ -172,10 +189,10 @@ def apply(weights: Weights, delta: Delta, version: int) -> int:
     return delta.version
 
 
-# ---- one tensor -----------------------------------------------------------------------------------------
+# ---- numbers of one type --------------------------------------------------------------------------------
 
-_TENSOR = struct.Struct("<BBQ")
-"""Every difference (1) or changed ones (0), bytes per gap, how many changed."""
+_CLASS = struct.Struct("<BBQ")
+"""Every difference (1) or changed ones (0), bytes per gap, how many of these follow."""
 
 
 def _whole(tensor: Tensor) -> np.ndarray:
@@ -186,32 +203,66 @@ def _whole(tensor: Tensor) -> np.ndarray:
     return flat.view(torch.uint8).numpy().view(_WIDTHS[tensor.element_size()])
 
 
-def _changes(before: np.ndarray | None, after: np.ndarray) -> bytes:
-    moved = after if before is None else after - before  # modulo the width: lossless
+def _by_type(weights: Weights, names: list[str]) -> list[list[str]]:
+    """``names`` in groups of one type each."""
+    groups: dict[torch.dtype, list[str]] = {}
+    for name in names:
+        groups.setdefault(weights[name].dtype, []).append(name)
+    return list(groups.values())
+
+
+def _joined_up(weights: Weights, names: list[str]) -> np.ndarray:
+    """The numbers of all of them, one after the other; a copy."""
+    return np.concatenate([_whole(weights[name]) for name in names])
+
+
+def _classes(values: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
+    """Indices of ``values`` by their exponent, in order within each; of whole numbers a single class."""
+    below, bits = _EXPONENTS.get(dtype, (0, 0))
+    exponents = ((values >> below) & (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
+    order = np.argsort(exponents, kind="stable")
+    return [members for members in np.split(order, np.cumsum(np.bincount(exponents))[:-1]) if len(members)]
+
+
+def _changes(moved: np.ndarray) -> bytes:
+    """Differences [n], most of them zero or near it."""
     where = np.flatnonzero(moved)
-    if len(where) > DENSE * len(after):
-        return _TENSOR.pack(1, 0, len(after)) + _planes(moved)
+    if len(where) > DENSE * len(moved):
+        return _CLASS.pack(1, 0, len(moved)) + _planes(_folded(moved))
     gaps = np.diff(where, prepend=-1)
     most = int(gaps.max()) if len(gaps) else 0
     width = 1 if most < 2**8 else 2 if most < 2**16 else 4 if most < 2**32 else 8
-    return _TENSOR.pack(0, width, len(where)) + _planes(gaps.astype(_WIDTHS[width])) + _planes(moved[where])
+    numbers = _planes(gaps.astype(_WIDTHS[width])) + _planes(_folded(moved[where]))
+    return _CLASS.pack(0, width, len(where)) + numbers
 
 
-def _changed(values: np.ndarray, raw: bytes, at: int) -> tuple[np.ndarray, int]:
-    """``values`` with the changes that begin at byte ``at`` of ``raw``, and where they end."""
-    dense, width, count = _TENSOR.unpack_from(raw, at)
-    at += _TENSOR.size
+def _changed(count: int, dtype: np.dtype, raw: bytes, at: int) -> tuple[np.ndarray, int]:
+    """The ``count`` differences that begin at byte ``at`` of ``raw``, and where they end."""
+    dense, width, sent = _CLASS.unpack_from(raw, at)
+    at += _CLASS.size
+    if dense and sent != count:
+        raise ValueError("another number of differences than of weights")
     if dense:
-        moved, at = _joined(raw, at, count, values.itemsize)
-        return values + moved, at
-    gaps, at = _joined(raw, at, count, width)
-    moved, at = _joined(raw, at, count, values.itemsize)
+        folded, at = _joined(raw, at, count, dtype.itemsize)
+        return _unfolded(folded), at
+    gaps, at = _joined(raw, at, sent, width)
+    folded, at = _joined(raw, at, sent, dtype.itemsize)
     where = np.cumsum(gaps.astype(np.int64)) - 1
-    if len(where) and where[-1] >= len(values):
-        raise ValueError("an index lies outside its tensor")
-    values = values.copy()
-    values[where] += moved
-    return values, at
+    if len(where) and where[-1] >= count:
+        raise ValueError("an index lies outside its class")
+    moved = np.zeros(count, dtype)
+    moved[where] = _unfolded(folded)
+    return moved, at
+
+
+def _folded(moved: np.ndarray) -> np.ndarray:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: the upper bytes of small differences are zero, whichever way they go."""
+    signed = moved.view(f"i{moved.itemsize}")
+    return ((signed << 1) ^ (signed >> (8 * moved.itemsize - 1))).view(moved.dtype)
+
+
+def _unfolded(folded: np.ndarray) -> np.ndarray:
+    return (folded >> 1) ^ (~(folded & 1) + folded.dtype.type(1))
 
 
 def _planes(values: np.ndarray) -> bytes:
