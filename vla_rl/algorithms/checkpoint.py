@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vla_rl.algorithms.sharding import part_of, whole
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.runtime.tensors import settle, unwritten, write_tensors
 
@@ -28,19 +29,21 @@ def save_learner(
 ) -> None:
     """Write everything that a learner needs to continue bit for bit, apart from replay.
 
+    Of what lies in parts on several ranks each writes the whole, and all have to.
+
     Raises:
         NonFiniteError: a weight is NaN or infinite; nothing is written.
         UserError: the disk is full or not writable.
     """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
+        tensors |= {f"module.{name}.{k}": whole(v) for k, v in module.state_dict().items()}
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise NonFiniteError(f"{key} is not finite: checkpoint not written")
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in state.items()}
+            tensors |= {f"optimizer.{name}.{index}.{k}": whole(v) for k, v in state.items()}
     tensors |= {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
     # Two modules may share storage; safetensors wants every tensor its own.
     tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
@@ -67,16 +70,21 @@ def load_learner(
     """
     tensors, counters = _read(folder)
     for name, module in modules.items():
+        mine, saved = module.state_dict(), _part(tensors, f"module.{name}.")
         try:
-            module.load_state_dict(_part(tensors, f"module.{name}."))
+            module.load_state_dict({k: part_of(v, mine[k]) if k in mine else v for k, v in saved.items()})
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder}: {name} does not fit this configuration ({line})") from error
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in _part(tensors, f"optimizer.{name}.").items():
             index, field = key.split(".", 1)
-            state.setdefault(int(index), {})[field] = value
+            like = weights[int(index)]
+            state.setdefault(int(index), {})[field] = (
+                part_of(value, like) if value.shape == like.shape else value
+            )
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     for name, generator in generators.items():
         generator.set_state(tensors[f"generator.{name}"])

@@ -23,6 +23,7 @@ from vla_rl.algorithms.experience import Encoder
 from vla_rl.algorithms.groups import Groups
 from vla_rl.algorithms.ppo import RewardScale
 from vla_rl.algorithms.replayed_value import ReplayedValue
+from vla_rl.algorithms.sharding import shard
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.nn.ensemble import mlp
@@ -175,9 +176,8 @@ class ChunkPPO(FromDecisions):
             clock=ends,
         ).to(device)
         self.critic = mlp(self.encoder.features, config.hidden, 1, layer_norm=True).to(device)
-        weights = [p for p in actor.network.parameters() if p.requires_grad]
         seen = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.actor_optimizer = torch.optim.AdamW(weights, lr=config.actor_lr, weight_decay=0.0, fused=True)
+        self.actor_optimizer = self._policy_optimizer()
         self.critic_optimizer = torch.optim.AdamW(
             [*self.critic.parameters(), *seen], lr=config.critic_lr, weight_decay=0.0, fused=True
         )
@@ -199,6 +199,22 @@ class ChunkPPO(FromDecisions):
         self.steps = self.updates = self.iteration = self.left = 0
         self.batch: TensorDict | None = None
         self.order: list[Tensor] = []
+
+    def _policy_optimizer(self) -> torch.optim.Optimizer:
+        weights = [p for p in self.actor.network.parameters() if p.requires_grad]
+        return torch.optim.AdamW(weights, lr=self.config.actor_lr, weight_decay=0.0, fused=True)
+
+    def shard(self) -> None:
+        """Keep only this rank's part of the policy, of its gradients and of its optimiser's state (``sharding``).
+
+        Raises:
+            UserError: a compiled policy.
+        """
+        if getattr(self.config, "compile", False):
+            raise UserError("algorithm.compile=true: not of a policy in parts (launcher.shard=true)")
+        from_first(self.acting_modules().values())
+        shard(self.actor.network)
+        self.actor_optimizer = self._policy_optimizer()
 
     def explore(self, policy: Policy) -> None:
         """Collect with ``policy``: the actor, perhaps with a teacher beside it."""

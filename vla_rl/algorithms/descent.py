@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float = 0.0) -> None:
@@ -45,16 +46,17 @@ def averaged(value: float) -> float:
 
 @torch.no_grad()
 def from_first(modules: Iterable[nn.Module]) -> None:
-    """Give all ranks what the first one's modules hold, running statistics among it."""
+    """Give all ranks what the first one's modules hold, running statistics among it; not what they have parts of."""
     if ranks() > 1:
         for module in modules:
             for tensor in module.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+                if not isinstance(tensor, DTensor):
+                    torch.distributed.broadcast(tensor, 0)
 
 
 @torch.no_grad()
 def average_gradients(weights: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their mean over the ranks of the process group; nothing where there is none.
+    """Replace gradients by their mean over the ranks of the process group; nothing where there is none, or where FSDP did.
 
     All in one message, as ``DistributedDataParallel`` does it by the bucket. It wraps one module's forward pass; the
     losses here are made of several modules' and of functions that are compiled.
@@ -62,7 +64,9 @@ def average_gradients(weights: Sequence[nn.Parameter]) -> None:
     count = ranks()
     if count == 1:
         return
-    learned = [p for p in weights if p.requires_grad]
+    learned = [p for p in weights if p.requires_grad and not isinstance(p, DTensor)]
+    if not learned:
+        return
     for weight in learned:  # what one rank's loss has not touched another's may have
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     flat = torch.cat([p.grad.flatten() for p in learned])  # type: ignore[union-attr]

@@ -25,6 +25,7 @@ TITLES = {
     "critic": "critic, guarded",
     "critic_near": "critic that has seen misses, guarded",
     "turns": "critic and policy in turns",
+    "turns_residual": "critic and residual in turns",
     "unguarded": "critic, unguarded",
 }
 AT_STEPS = (30_000, 60_000, 120_000, 250_000)

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.algorithms.base import make_updates
+from vla_rl.algorithms.sharding import whole
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import pack, unflatten, unpack
@@ -159,7 +160,7 @@ class _Loop:
 def weights(learner: Any) -> dict[str, Tensor]:
     """What acting needs of an algorithm's networks, by name."""
     return {
-        f"{name}.{key}": value
+        f"{name}.{key}": whole(value)
         for name, module in learner.acting_modules().items()
         for key, value in module.state_dict().items()
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_learner import ALGORITHM, MINE, collector, settings, stored_in
 from toy import SPEC, Loop, PointMass
 from toy_diffusion import ToyDiffusion
@@ -18,7 +19,7 @@ from vla_rl.algorithms.factory import dppo, dsrl
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
 from vla_rl.learner.messages import flatten, pack
-from vla_rl.learner.process import weights
+from vla_rl.learner.process import load_weights, weights
 from vla_rl.policies.open_loop import OpenLoop
 from vla_rl.runtime.distributed import learner as learner_module
 from vla_rl.runtime.distributed.batches import check_places, part_of
@@ -256,3 +257,70 @@ def test_what_does_not_divide_is_refused(tmp_path):
     with pytest.raises(UserError, match="no place 2"):
         learner.join(2, MINE)
     assert json.dumps(learner.hail())
+
+
+def halve(rank, meeting, folder, shared):
+    """Two iterations of DPPO with a checkpoint in between, the policy in parts on both ranks (``shared``) or whole on each."""
+    torch.set_num_threads(1)
+    Ranks(rank, 2, meeting)
+    torch.manual_seed(0)
+    settings = {"decisions": 60, "epochs": 2, "batch_size": 50, "critic_warmup": 0, "actor_lr": 1e-3}
+    more = {"hidden": [32], "observation_keys": [STATE, ENV_STATE], "grad_clip": 0.1, "base_kl": 0.1}
+
+    def made():
+        learner = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+        if shared:
+            learner.shard()
+        return learner
+
+    torch.manual_seed(0)
+    learner = made()
+    learner.reseed(rank)
+    torch.manual_seed(0)
+    acting = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+    acting.acting_generator.manual_seed(rank)
+    loop = Loop(PointMass(8, rank), acting.policy, acting.assemble)
+    for iteration in range(2):
+        while not learner.ready:
+            loop.step()
+            over, rows, steps = acting.hand_over()
+            learner.take_over(over, rows, steps)
+        learner.update()
+        while learner.left:
+            learner.update()
+        load_weights(acting, {k: v.clone() for k, v in weights(learner).items()})
+        if not iteration:
+            learner.save(Path(folder) / f"{shared}-{rank}")
+            torch.manual_seed(1)
+            learner = made()
+            learner.load(Path(folder) / f"{shared}-{rank}")
+    parts = [p.to_local() if shared else p for p in learner.actor.network.parameters()]
+    moments = [s["exp_avg"] for s in learner.actor_optimizer.state.values()]
+    held = sum((m.to_local() if shared else m).numel() for m in moments)
+    seen = {k: v.numpy().copy() for k, v in weights(learner).items()}
+    return {"weights": seen, "parts": sum(p.numel() for p in parts), "moments": held}
+
+
+def test_a_policy_in_parts_learns_as_a_whole_one_and_goes_on_from_its_checkpoint(tmp_path):
+    apart, whole = in_two(halve, str(tmp_path), True), in_two(halve, str(tmp_path), False)
+    total = whole[0]["parts"]
+    assert all(each["parts"] == each["moments"] == total for each in whole)
+    assert sum(each["parts"] for each in apart) == sum(each["moments"] for each in apart) == total
+    assert max(each["parts"] for each in apart) < 0.6 * total, "each holds about half"
+    start = weights(
+        dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, hidden=[32], observation_keys=[STATE])
+    )
+    for name, value in whole[0]["weights"].items():
+        moved = abs(value - start[name].numpy()).max()
+        for each in apart:
+            assert abs(each["weights"][name] - value).max() < 1e-5 + 1e-3 * moved, name
+        assert (apart[0]["weights"][name] == apart[1]["weights"][name]).all()
+    saved = [load_file(tmp_path / f"{shared}-0" / "algorithm.safetensors") for shared in (True, False)]
+    assert {k: v.shape for k, v in saved[0].items()} == {k: v.shape for k, v in saved[1].items()}
+
+
+def test_a_compiled_policy_is_not_divided():
+    base = OpenLoop(ToyDiffusion(bias=0.075), 4)
+    learner = dppo(base, SPEC, 8, hidden=[32], observation_keys=[STATE], compile=True)
+    with pytest.raises(UserError, match="algorithm.compile=true"):
+        learner.shard()

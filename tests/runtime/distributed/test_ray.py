@@ -224,7 +224,7 @@ def test_two_learn_on_policy_from_decisions_that_others_made(tmp_path):
     ]
     with pytest.raises(UserError, match="num_inference=1: collectors of DPPO run the policy themselves"):
         train([*plain, *more])
-    more += ["num_inference=0", "num_learners=2"]
+    more += ["num_inference=0", "num_learners=2", "launcher.shard=true"]
     metrics = tmp_path / "on_policy" / "metrics.jsonl"
     ender = threading.Thread(target=end_once_both_played, args=("on_policy", metrics))
     ender.start()
@@ -250,6 +250,7 @@ def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path
     for setting, value, match in (
         ("num_collectors", 0, "num_collectors=0"),
         ("num_learners", 3, "num_learners=3 num_collectors=2"),
+        ("launcher.shard", "true", "num_learners=1 there is nobody to share with"),
         ("run.learner", "process", "run.learner"),
         ("curriculum", "near_half", "curriculum"),
         ("teleop", "overseer", "teleop"),

@@ -64,6 +64,8 @@ def check_distributed(config: Any) -> None:
         raise UserError(
             f"num_learners={learners} num_collectors={collectors}: at least 1 learner, and a collector for each"
         )
+    if (config.get("launcher") or {}).get("shard") and int(learners) < 2:
+        raise UserError(f"launcher.shard=true: with num_learners={learners} there is nobody to share with")
     used = {
         "run.learner": config.run.get("learner", "inline") != "inline",
         "teleop": (config.get("teleop") or {}).get("_target_"),
@@ -148,6 +150,7 @@ class Distributed:
             max_due=int(self.launcher["max_due"]),
             learners=learners_of(config),
             gpus=float(self.launcher["gpus"]),
+            shard=bool(self.launcher["shard"]),
         )
         options = options_of(settings) | {"max_restarts": -1}
         options |= {"name": name_of(trainer.run.path.name), "namespace": NAMESPACE}
@@ -236,6 +239,11 @@ def begin_from(trainer: Any) -> None:
     if not hasattr(trainer.algorithm, "acting_modules"):
         raise UserError(
             f"launcher=ray: {type(trainer.algorithm).__name__} learns only where it acts; set launcher=local"
+        )
+    if trainer.config.launcher.get("shard") and not hasattr(trainer.algorithm, "shard"):
+        raise UserError(
+            f"launcher.shard=true: the networks of {type(trainer.algorithm).__name__} are small, each learner holds all of them; "
+            "set launcher.shard=false"
         )
     if learns_from_decisions(trainer.algorithm):
         _check_decisions(trainer)

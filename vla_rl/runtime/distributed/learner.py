@@ -89,6 +89,8 @@ class DistributedLearner:
         self.batches = Batches(Path(settings.run), settings.rank)
         self._updates_of: dict[int, int] = {}
         self.ranks = Ranks(settings.rank, settings.learners, settings.meeting)
+        if settings.shard and settings.learners > 1:
+            self.learner.shard()
         self._save_to: Path | None = None
         self._restore()
         self.ranks.share(self.learner)

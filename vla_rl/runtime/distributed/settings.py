@@ -33,6 +33,7 @@ class Settings:
         rank: which of them this is.
         gpus: of each learner; with some, a learner's ``cuda`` is its own.
         meeting: ``host:port`` of the first, for the others.
+        shard: whether each has a part of the policy's weights, gradients and optimiser state, not all of it.
     """
 
     algorithm: dict[str, Any]
@@ -53,6 +54,7 @@ class Settings:
     guests: int = 0
     gpus: float = 0.0
     meeting: str | None = None
+    shard: bool = False
 
     def mine(self) -> dict[str, Any]:
         """The algorithm's configuration for one of the learners, see ``share_of_one``."""
