@@ -196,6 +196,13 @@ def test_too_few_successes_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_it_ends_early_when_successes_are_too_rare(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"only \d of [123]\d\d attempts at Reach succeeded, 40 were"):
+        record(Reach(4), Walk(0.001), 40, tmp_path / "x", cameras=(), only_success=True)
+    quick = record(Reach(4), Walk(0.03), 5, tmp_path / "y", seed=5, cameras=(), only_success=True)
+    assert quick["successes"] == 5, "a policy that succeeds now and then gets its attempts"
+
+
 def test_what_succeeded_is_kept_when_more_attempts_are_allowed(tmp_path: Path) -> None:
     out, settings = tmp_path / "x", {"seed": 5, "cameras": (), "only_success": True}
     with pytest.raises(UserError, match="attempts=12"):

@@ -11,6 +11,7 @@ import numpy as np
 from vla_rl.data.spool import Spool
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION
+from vla_rl.stats import wilson
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -18,7 +19,8 @@ Progress = Callable[[dict[str, Any]], None]
 class Attempts:
     """Which attempts are done, which episodes are kept, when there are enough.
 
-    Attempt i plays task ``tasks[i % K]`` from ``seed + i``; each task has its share of the episodes.
+    Attempt i plays task ``tasks[i % K]`` from ``seed + i``; each task has its share of the episodes. Without ``max_attempts`` it is
+    over as soon as a task's successes are so rare that what is missing will not come in 20 attempts per episode.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Attempts:
         total, count = settings["episodes"], len(self.tasks)
         self.quota = [total // count + (k < total % count) for k in range(count)]
         self.limit = list(self.quota)
+        self.patient = max_attempts is not None or not self.only_success
         if self.only_success:
             self.limit = [(max_attempts or max(100, 20 * total)) // count] * count
         self.done = spool.done()
@@ -55,7 +58,7 @@ class Attempts:
             return None
         while self._begun[task] * count + task in self.done:
             self._begun[task] += 1
-        if self._begun[task] >= self.limit[task]:
+        if self._begun[task] >= self.limit[task] or self._hopeless(task):
             return None
         self._begun[task] += 1
         return (self._begun[task] - 1) * count + task
@@ -85,6 +88,19 @@ class Attempts:
             attempt += len(self.tasks)
         return kept
 
+    def _tried(self, task: int) -> tuple[int, int]:
+        """A task's successes and the attempts they took, so far."""
+        mine = [kept for attempt, kept in self.done.items() if attempt % len(self.tasks) == task]
+        return sum(mine), len(mine)
+
+    def _hopeless(self, task: int) -> bool:
+        """Whether what is missing is beyond what the attempts that are left will bring, three deviations off."""
+        if self.patient:
+            return False
+        successes, tried = self._tried(task)
+        most = wilson(successes, tried, z=3.0)[1]
+        return most * (self.limit[task] - tried) < self.quota[task] - successes
+
     def kept(self) -> list[int]:
         """The attempts that make up the data set, in order."""
         return sorted(attempt for task in range(len(self.tasks)) for attempt in self._kept_of(task))
@@ -99,8 +115,9 @@ class Attempts:
         for task, name in enumerate(self.tasks):
             kept = len(self._kept_of(task))
             if kept < self.quota[task]:
+                tried = self._tried(task)[1]
                 return UserError(
-                    f"only {kept} of {self.limit[task]} attempts at {name} succeeded, {self.quota[task]} "
+                    f"only {kept} of {tried} attempts at {name} succeeded, {self.quota[task]} "
                     f"were asked for. They are kept: go on with the same command and attempts={2 * sum(self.limit)}, or use "
                     "a better policy, fewer episodes, or only_success=false"
                 )

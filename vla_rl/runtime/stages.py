@@ -45,9 +45,11 @@ def chosen(setting: str, given: Sequence[str] | None, known: Iterable[str]) -> l
     """Those of ``known`` that a list setting names; None = all.
 
     Raises:
-        UserError: one that is none of them, with the nearest.
+        UserError: one that is none of them, with the nearest; an empty list.
     """
     names = list(known)
+    if given is not None and not len(given):
+        raise UserError(f"{setting}=[]: nothing to do; name some of {', '.join(names)}, or null for all")
     for name in given or ():
         if name not in names:
             raise UserError(f"{setting}={name}: {nearest(name, names)}")
@@ -89,9 +91,14 @@ def fill(
     train: Callable[[Any, str, str, int], None],
     table: Callable[[Any], None],
 ) -> None:
-    """For each seed, task (``only``) and algorithm of a benchmark: ``prepare`` the task, ``train``, and write the ``table`` after every run."""
+    """For each seed, task (``only``) and algorithm of a benchmark: ``prepare`` the task, ``train``, and write the ``table`` after every run.
+
+    With ``seeds=[]`` tasks are prepared and nothing is trained.
+    """
     names = chosen("only", config.only, config.tasks)
     algorithms = chosen("algorithms", config.algorithms, config.runs)
+    for name in names if not config.seeds else ():
+        prepare(config, name)
     for seed in config.seeds:
         for name in names:
             prepare(config, name)
