@@ -26,6 +26,8 @@ TITLES = {
     "critic_near": "critic that has seen misses, guarded",
     "turns": "critic and policy in turns",
     "turns_residual": "critic and residual in turns",
+    "true_residual": "residual, true reward",
+    "unguarded_residual": "residual, critic unguarded",
     "unguarded": "critic, unguarded",
 }
 AT_STEPS = (30_000, 60_000, 120_000, 250_000)

@@ -101,9 +101,10 @@ def _eval(config: Any) -> None:
     from vla_rl.critic.trajectories import read_trajectories
 
     critic = Critic.load(config.path)
-    trajectories = read_trajectories([resolve_path(d) for d in config.datasets], config.camera, config.stride)
-    shown = [resolve_path(d) for d in config.references]
-    references = read_trajectories(shown, config.camera, config.stride) if shown else []
+    folders, shown = ([resolve_path(d) for d in given] for given in (config.datasets, config.references))
+    room = Path(config.json or config.out or "page").absolute().parent
+    trajectories = read_trajectories(folders, config.camera, config.stride, scratch=room)
+    references = read_trajectories(shown, config.camera, config.stride, scratch=room) if shown else []
     with track("judge", len(trajectories), unit="episode") as bar:
         summary, curves = evaluate(critic, trajectories, references, bar.update)
     for name, value in summary.items():
@@ -127,7 +128,8 @@ def _calibrate(config: Any) -> None:
     if not 0 < config.precision <= 1:
         raise UserError(f"precision={config.precision} must be in 0..1")
     folder = resolve_path(config.path)
-    trajectories = read_trajectories([resolve_path(d) for d in config.datasets], config.camera)
+    folders = [resolve_path(d) for d in config.datasets]
+    trajectories = read_trajectories(folders, config.camera, scratch=folder if folder.is_dir() else None)
     for task, threshold in calibrate(folder, trajectories, config.precision).items():
         print(f"{threshold:.3f}  {task}" + ("  never sure enough" if threshold > 1 else ""))
     print(f"wrote {folder / 'critic.json'}")

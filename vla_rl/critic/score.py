@@ -66,7 +66,7 @@ def score(
         UserError: ``out`` exists, two data sets of one name, or a critic that says the same to everything.
     """
     names = named(folders, out)
-    parts = [read_trajectories([folder], camera) for folder in folders]
+    parts = [read_trajectories([folder], camera, scratch=out.absolute().parent) for folder in folders]
     seen = 0
     scores: list[Score] = []
     curves: list[Tensor] = []
