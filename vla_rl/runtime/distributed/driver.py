@@ -240,7 +240,7 @@ def begin_from(trainer: Any) -> None:
         raise UserError(
             f"launcher=ray: {type(trainer.algorithm).__name__} learns only where it acts; set launcher=local"
         )
-    if trainer.config.launcher.get("shard") and not hasattr(trainer.algorithm, "shard"):
+    if (trainer.config.get("launcher") or {}).get("shard") and not hasattr(trainer.algorithm, "shard"):
         raise UserError(
             f"launcher.shard=true: the networks of {type(trainer.algorithm).__name__} are small, each learner holds all of them; "
             "set launcher.shard=false"
