@@ -141,26 +141,35 @@ def _control(
         _step2(model, data)
 
 
-@contextmanager
-def _only_states(model: Any) -> Iterator[None]:
-    """MuJoCo's steps within leave out what no state depends on: sensors, and marks on the volumes of meshes.
+def _count_of_volumes(model: Any) -> np.ndarray:
+    """[1] how many volumes the model's meshes have, in its own memory, to be written.
 
-    Every collision check first clears the marks of all volumes of all meshes, those that are only looked at included:
-    a third of a megabyte with a Panda, a tenth of the time of a physics step. A model says how many they are among its
-    first numbers (``mjmodel.h``); they are left alone should another MuJoCo have them elsewhere.
+    It is among a model's first numbers (``mjmodel.h``); [0] should another MuJoCo have it elsewhere.
     """
     sizes = np.ctypeslib.as_array((ctypes.c_int * 6).from_address(model._address))
     known = (model.nq, model.nv, model.nu, model.na, model.nbody, model.nbvh)
-    flags, volumes = model.opt.disableflags, model.nbvh
+    return sizes[5:] if tuple(sizes) == known else sizes[:0]
+
+
+@contextmanager
+def _only_states(model: Any, volumes: np.ndarray) -> Iterator[None]:
+    """MuJoCo's steps within leave out what no state depends on: sensors, and marks on the volumes of meshes.
+
+    Every collision check first clears the marks of all volumes of all meshes, those that are only looked at included:
+    a third of a megabyte with a Panda, a tenth of the time of a physics step.
+
+    Args:
+        model: of the steps.
+        volumes: its ``_count_of_volumes``.
+    """
+    flags, count = model.opt.disableflags, model.nbvh
     model.opt.disableflags = flags | int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
-    if tuple(sizes) == known:
-        sizes[5] = 0
+    volumes[:] = 0
     try:
         yield
     finally:
         model.opt.disableflags = flags
-        if tuple(sizes[:5]) == known[:5]:
-            sizes[5] = volumes
+        volumes[:] = count
 
 
 class PandaControl:
@@ -178,6 +187,7 @@ class PandaControl:
         robot = env.robots[0]
         self.arm, self.gripper = robot.controller, robot.gripper
         self.model, self.data = env.sim.model._model, env.sim.data._data
+        self.volumes = _count_of_volumes(self.model)
         names, data = env.sim.model, self.data
         self.site = names.site_name2id(self.arm.eef_name)
         self.position, self.rotation = data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3)
@@ -203,7 +213,7 @@ class PandaControl:
         arm.set_goal(action[:6])
         goal = (arm.goal_pos, arm.goal_ori, arm.kp, arm.kd, arm.initial_joint)
         grip = np.zeros(2) + self.gripper.current_action  # one number until the fingers first move
-        with _only_states(self.model):
+        with _only_states(self.model, self.volumes):
             _control(
                 model,
                 data,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vla_rl.algorithms.sharding import part_of, whole
+from vla_rl.algorithms.sharding import divided, whole
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.runtime.tensors import settle, unwritten, write_tensors
 
@@ -72,7 +72,7 @@ def load_learner(
     for name, module in modules.items():
         mine, saved = module.state_dict(), _part(tensors, f"module.{name}.")
         try:
-            module.load_state_dict({k: part_of(v, mine[k]) if k in mine else v for k, v in saved.items()})
+            module.load_state_dict({k: divided(v, mine.get(k)) for k, v in saved.items()})
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder}: {name} does not fit this configuration ({line})") from error
@@ -81,10 +81,7 @@ def load_learner(
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in _part(tensors, f"optimizer.{name}.").items():
             index, field = key.split(".", 1)
-            like = weights[int(index)]
-            state.setdefault(int(index), {})[field] = (
-                part_of(value, like) if value.shape == like.shape else value
-            )
+            state.setdefault(int(index), {})[field] = divided(value, weights[int(index)])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     for name, generator in generators.items():
         generator.set_state(tensors[f"generator.{name}"])

@@ -46,9 +46,9 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of the whole ``tensor``, as it has of ``like``; of what is not in parts, the whole."""
-    if not isinstance(like, DTensor):
+def divided(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """This rank's part of the whole ``tensor``, as it has of ``like``; the whole where that is not in parts, or of another shape."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     here = tensor.to(like.device)
     return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)

@@ -48,12 +48,14 @@ def chosen(setting: str, given: Sequence[str] | None, known: Iterable[str]) -> l
         UserError: one that is none of them, with the nearest; an empty list.
     """
     names = list(known)
-    if given is not None and not len(given):
+    if given is None:
+        return names
+    if not len(given):
         raise UserError(f"{setting}=[]: nothing to do; name some of {', '.join(names)}, or null for all")
-    for name in given or ():
+    for name in given:
         if name not in names:
             raise UserError(f"{setting}={name}: {nearest(name, names)}")
-    return list(given or names)
+    return list(given)
 
 
 def workers(count: int | None) -> str:
@@ -97,8 +99,9 @@ def fill(
     """
     names = chosen("only", config.only, config.tasks)
     algorithms = chosen("algorithms", config.algorithms, config.runs)
-    for name in names if not config.seeds else ():
-        prepare(config, name)
+    if not config.seeds:
+        for name in names:
+            prepare(config, name)
     for seed in config.seeds:
         for name in names:
             prepare(config, name)

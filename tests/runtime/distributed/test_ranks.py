@@ -263,7 +263,6 @@ def halve(rank, meeting, folder, shared):
     """Two iterations of DPPO with a checkpoint in between, the policy in parts on both ranks (``shared``) or whole on each."""
     torch.set_num_threads(1)
     Ranks(rank, 2, meeting)
-    torch.manual_seed(0)
     settings = {"decisions": 60, "epochs": 2, "batch_size": 50, "critic_warmup": 0, "actor_lr": 1e-3}
     more = {"hidden": [32], "observation_keys": [STATE, ENV_STATE], "grad_clip": 0.1, "base_kl": 0.1}
 

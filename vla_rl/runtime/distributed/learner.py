@@ -89,7 +89,7 @@ class DistributedLearner:
         self.batches = Batches(Path(settings.run), settings.rank)
         self._updates_of: dict[int, int] = {}
         self.ranks = Ranks(settings.rank, settings.learners, settings.meeting)
-        if settings.shard and settings.learners > 1:
+        if settings.shard:
             self.learner.shard()
         self._save_to: Path | None = None
         self._restore()

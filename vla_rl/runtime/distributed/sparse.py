@@ -127,9 +127,8 @@ def difference(before: Weights | None, after: Weights, base: int, version: int) 
     manifest = manifest_of(after)
     if before is not None and manifest_of(before) != manifest:
         raise UserError("weights of two different models cannot be told apart sparsely: send a snapshot")
-    press = zstandard.ZstdCompressor(
-        level=1
-    )  # what there is to gain is in the entropy coder, not in repetitions
+    # What there is to gain is in the entropy coder, not in finding repetitions.
+    press = zstandard.ZstdCompressor(level=1)
     buckets = []
     for names in _bucketed(after):
         parts = []
@@ -177,7 +176,7 @@ def apply(weights: Weights, delta: Delta, version: int) -> int:
                 now = _joined_up(weights, alike)
                 if delta.base == NOTHING:
                     now[:] = 0
-                for members in _classes(now.copy(), weights[alike[0]].dtype):
+                for members in _classes(now, weights[alike[0]].dtype):
                     moved, at = _changed(len(members), now.dtype, raw, at)
                     now[members] += moved
                 ends = np.cumsum([weights[name].numel() for name in alike])
@@ -240,9 +239,9 @@ def _changed(count: int, dtype: np.dtype, raw: bytes, at: int) -> tuple[np.ndarr
     """The ``count`` differences that begin at byte ``at`` of ``raw``, and where they end."""
     dense, width, sent = _CLASS.unpack_from(raw, at)
     at += _CLASS.size
-    if dense and sent != count:
-        raise ValueError("another number of differences than of weights")
     if dense:
+        if sent != count:
+            raise ValueError("another number of differences than of weights")
         folded, at = _joined(raw, at, count, dtype.itemsize)
         return _unfolded(folded), at
     gaps, at = _joined(raw, at, sent, width)
