@@ -26,10 +26,10 @@ from vla_rl.config import compose
 def run(overrides: list[str]) -> int:
     """Play until the run ends or a person interrupts."""
     config = compose("join", overrides)
-    from vla_rl.runtime.distributed.guest import join
+    from vla_rl.runtime.distributed.guest import LEAVE, join
 
     # Both mean "leave", also where a shell has started this with SIGINT ignored, as it does with what runs in the background.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEAVE:
         signal.signal(number, signal.default_int_handler)
     join(config)
     return 0

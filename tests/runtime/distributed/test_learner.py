@@ -112,6 +112,29 @@ def test_an_answer_that_is_lost_counts_nothing_twice(tmp_path, monkeypatch):
     assert stored(learner)[0] == status["collected"][0] == status["steps"]
 
 
+@pytest.mark.parametrize("waits", (False, True))
+def test_whoever_leaves_in_the_middle_of_a_step_leaves_no_step_behind(tmp_path, monkeypatch, waits):
+    monkeypatch.setattr(collector_module, "PAUSE", 0.005)
+    learner, leaving = (
+        DistributedLearner(settings(tmp_path, steps=10_000, max_due=0 if waits else 100)),
+        threading.Event(),
+    )
+    player = collector(0, learner, leaving=leaving)
+    step, played = player.env.step_wait, []
+
+    def step_wait():
+        played.append(1)
+        if len(played) == 23 and not waits:
+            leaving.set()
+        return step()
+
+    monkeypatch.setattr(player.env, "step_wait", step_wait)
+    if waits:
+        threading.Timer(0.5, leaving.set).start()
+    assert player.run() == 2 * len(played) == learner.status()["collected"][0] == stored(learner)[0]
+    assert waits or len(played) == 23
+
+
 def test_a_new_learner_goes_on_where_the_dead_one_was(tmp_path, monkeypatch):
     """From a checkpoint and the journal after it; the collector, which lives on, notices nothing."""
     monkeypatch.setattr(collector_module, "PAUSE", 0.005)

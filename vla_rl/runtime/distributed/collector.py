@@ -6,6 +6,7 @@ back when there are new ones. With a base policy elsewhere (``asked``), only the
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,7 @@ class DistributedCollector:
         env: where it plays; None = that of ``config``.
         every: control steps between two batches.
         steps: own environment steps after which it leaves; None = when the learner says stop.
+        leaving: set by whoever wants it to leave, which it does between two steps.
         patience: seconds in which a learner that has gone may come back.
     """
 
@@ -84,6 +86,7 @@ class DistributedCollector:
         env: Any = None,
         every: int = 10,
         steps: int | None = None,
+        leaving: threading.Event | None = None,
         patience: float = PATIENCE,
     ) -> None:
         from omegaconf import OmegaConf
@@ -98,6 +101,7 @@ class DistributedCollector:
         set_threads(node.run.threads or 1)
         self.index, self.learner, self.fingerprint = index, learner, fingerprint
         self.every, self.steps, self.patience = every, steps, patience
+        self.leaving = leaving or threading.Event()
         self.seed, self.places = int(node.run.seed), places_of(node)
         if env is None:
             env = rewarded(build(node.env, **environment_settings(node)), node.get("reward"))
@@ -120,11 +124,18 @@ class DistributedCollector:
         self._sent: Future[dict[str, Any]] | None = None
 
     def run(self) -> int:
-        """Play to the end, or until a person interrupts; returns the environment steps of this life.
+        """Play to the end, or until told to leave; returns the environment steps of this life.
 
         Raises:
             UserError: the learner refuses, or has been gone for longer than ``patience``.
         """
+        try:
+            return self._play()
+        except KeyboardInterrupt:
+            self.patience = 0.0  # of the sender, which may be waiting for a learner
+            raise
+
+    def _play(self) -> int:
         joined = self._until(lambda: self.learner.join(self.index, self.fingerprint))
         self.generation, self.number = joined["generation"], 0
         self.algorithm.reach(**joined["reached"])
@@ -133,17 +144,16 @@ class DistributedCollector:
             self.env, self.algorithm.policy, self._scene, sink=self._keep, on_episode=self._ended
         )
         collector.begin()
-        try:
-            while not self.answer["stop"] and not (self.steps and collector.steps >= self.steps):
-                for _ in range(self.every):
-                    collector.step()
-                self._send()
-                while self.answer["wait"] and not self.answer["stop"]:
-                    self._confirm()
-                    time.sleep(PAUSE)
-                    self._heard(self._until(self.learner.hail))
-        except KeyboardInterrupt:
-            print("leaving", flush=True)
+        while not self._over() and not (self.steps and collector.steps >= self.steps):
+            for _ in range(self.every):
+                collector.step()
+                if self.leaving.is_set():
+                    break
+            self._send()
+            while self.answer["wait"] and not self._over():
+                self._confirm()
+                time.sleep(PAUSE)
+                self._heard(self._until(self.learner.hail))
         if not self.answer["stop"]:
             # The others go on: what is in flight here ends as a time limit would end it.
             collector.cut()
@@ -151,6 +161,9 @@ class DistributedCollector:
                 self._send()
         self._confirm()
         return collector.steps
+
+    def _over(self) -> bool:
+        return self.answer["stop"] or self.leaving.is_set()
 
     def _scene(self, episode: int, row: int) -> int:
         number = ((self.generation * LIFE + episode) * self.places + self.index) % TRAIN_SEEDS
@@ -209,12 +222,12 @@ class DistributedCollector:
 
     def _until(self, call: Callable[[], Any]) -> Any:
         """The answer of a learner that may be on its way back."""
-        until = time.monotonic() + self.patience
+        began = time.monotonic()
         while True:
             try:
                 return call()
             except Unreachable as error:
-                if time.monotonic() > until:
+                if time.monotonic() - began > self.patience:
                     raise UserError(
                         f"the learner has not been reachable for {self.patience:g} s ({error}): the run's last checkpoint and all "
                         "frames it has had are kept; resume="

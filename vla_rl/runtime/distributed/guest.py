@@ -7,7 +7,9 @@ that one whose machine has gone is free for the next.
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from vla_rl.environment import EnvSpec
@@ -18,6 +20,9 @@ from vla_rl.runtime.distributed.driver import fingerprint_of
 
 RENEW = 10.0
 """Seconds between two signs of life."""
+
+LEAVE = (signal.SIGINT, signal.SIGTERM)
+"""Signals that mean so."""
 
 SAME = ("state_dim", "env_state_dim", "action_low", "action_high", "cameras")
 """What an environment has to share with those that a run was begun with: its policy's inputs and outputs."""
@@ -86,8 +91,9 @@ def _play(ray: Any, handle: Any, config: Any) -> int:
             raise UserError(f"env.num_envs={env.num_envs}: a place in this run has {settings.rows} rows")
         mine = settings.fingerprint | {"code": fingerprint_of(node)["code"]}
         place = asked(ray, handle.admit.remote(mine))
-        over = threading.Event()
+        over, leaving = threading.Event(), threading.Event()
         threading.Thread(target=_stay, args=(ray, handle, place, over), daemon=True).start()
+        steps = 0
         try:
             collector = DistributedCollector(
                 place,
@@ -97,19 +103,40 @@ def _play(ray: Any, handle: Any, config: Any) -> int:
                 env=env,
                 every=int(config.every),
                 steps=config.steps,
+                leaving=leaving,
             )
-            print(f"joined {config.training} as collector {place}: Ctrl-C leaves", flush=True)
-            steps = collector.run()
-        except KeyboardInterrupt:  # before it has played at all
-            steps = 0
+            with _asked_to_leave(leaving):
+                print(f"joined {config.training} as collector {place}: Ctrl-C leaves", flush=True)
+                steps = collector.run()
+        except KeyboardInterrupt:
+            print("left at once", flush=True)
+        else:
+            print(f"left after {steps} steps", flush=True)
         finally:
             over.set()
             with contextlib.suppress(Unreachable):
                 asked(ray, handle.leave.remote(place))
-        print(f"left after {steps} steps", flush=True)
         return steps
     finally:
         env.close()
+
+
+@contextlib.contextmanager
+def _asked_to_leave(leaving: threading.Event) -> Iterator[None]:
+    """The first signal within sets ``leaving``: raised in the middle of a step, it would lose that step. The second interrupts."""
+
+    def tell(number: int, frame: Any) -> None:
+        if leaving.is_set():
+            raise KeyboardInterrupt
+        leaving.set()
+        print("leaving; once more: at once, without the steps that the learner does not have yet", flush=True)
+
+    before = {number: signal.signal(number, tell) for number in LEAVE}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stay(ray: Any, handle: Any, place: int, over: threading.Event) -> None:
