@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
+
+
+def metres(shift: Sequence[float]) -> np.ndarray:
+    """``env.camera_shift`` as float64 [3].
+
+    Raises:
+        UserError: not three finite numbers.
+    """
+    try:
+        moved = np.asarray(list(shift), np.float64)
+    except (TypeError, ValueError):
+        moved = np.empty(0)
+    if moved.shape != (3,) or not np.isfinite(moved).all():
+        raise UserError(f"env.camera_shift={shift}: it is three numbers, metres along x, y and z")
+    return moved
 
 
 class Ending:

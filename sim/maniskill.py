@@ -7,6 +7,7 @@ and success are the stock task's; the Python around them is not paid for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class ManiSkillEnv:
         image_size: height and width of every camera in pixels.
         cameras: names; ``base`` is a close view of the table from a corner, ``front`` from the front, ``wide`` the stock camera's.
         zoom: how much narrower than the camera's own its field of view is.
+        camera_shift: metres along x, y, z of the world that the camera has been moved by, its direction kept.
         max_episode_steps: time limit; None = the task's own.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
         reward: ``sparse``: 1 at success; ``dense``: and at every step ManiSkill's normalised dense reward minus 1.
@@ -62,6 +64,7 @@ class ManiSkillEnv:
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
         zoom: float = 1.0,
+        camera_shift: Sequence[float] = (0.0, 0.0, 0.0),
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
         reward: str = "sparse",
@@ -78,6 +81,7 @@ class ManiSkillEnv:
             image_size=image_size,
             cameras=cameras,
             zoom=zoom,
+            shift=camera_shift,
             reward=reward,
             shadows=shadows,
         )

@@ -107,6 +107,7 @@ class ManiSkillBatchEnv(VlaVectorEnv):
         image_size: int = 96,
         cameras: tuple[str, ...] | list[str] = ("base",),
         zoom: float = 1.0,
+        camera_shift: Sequence[float] = (0.0, 0.0, 0.0),
         max_episode_steps: int | None = None,
         after_success: int | None = 0,
         reward: str = "sparse",
@@ -116,7 +117,8 @@ class ManiSkillBatchEnv(VlaVectorEnv):
     ) -> None:
         self.closed = True  # until it is complete: gymnasium's destructor asks
         scene = {"control": control, "image_size": image_size, "cameras": cameras}
-        self.env = build_scene(id, num_envs, backend, zoom=zoom, reward=reward, shadows=shadows, **scene)
+        looks = {"zoom": zoom, "shift": camera_shift, "shadows": shadows}
+        self.env = build_scene(id, num_envs, backend, reward=reward, **looks, **scene)
         self.dense = reward == "dense"
         self.control, self.cuda = control, backend == "physx_cuda"
         self.instruction = task or INSTRUCTIONS.get(id, id.split("-")[0])

@@ -8,6 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from sim.base import metres
 from sim.rendering import setup
 from sim.rendering.shaders import has_surroundings, unlit_by_surroundings
 from vla_rl.environment import EnvSpec
@@ -74,6 +77,7 @@ def build_scene(
     image_size: int,
     cameras: Sequence[str],
     zoom: float,
+    shift: Sequence[float],
     reward: str,
     shadows: bool,
 ) -> Any:
@@ -83,11 +87,12 @@ def build_scene(
         backend: ``physx_cpu`` or ``physx_cuda``.
 
     Raises:
-        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing, a reward that the
-            task has not; no renderer.
+        UserError: unknown id (nearest named), control or camera, a zoom that shows nothing, a shift that is not three
+            numbers, a reward that the task has not; no renderer.
     """
     if zoom <= 0:
         raise UserError(f"env.zoom={zoom} must be above 0")
+    moved = metres(shift)
     if reward not in ("sparse", "dense"):
         raise UserError(f"env.reward={reward} is not one of sparse, dense")
     if control not in CONTROLS:
@@ -107,11 +112,11 @@ def build_scene(
         raise UserError(f"unknown ManiSkill environment {id}: did you mean {near}?")
 
     def built() -> Any:
-        env = made(_camera_configs(cameras, image_size, zoom))
-        if zoom != 1 and "wide" in cameras:  # only the built task knows how wide its own camera is
-            fov = env._sensor_configs["base_camera"].fov
+        env = made(_camera_configs(cameras, image_size, zoom, moved))
+        if "wide" in cameras and (zoom != 1 or moved.any()):  # only the built task knows its own camera
+            own = env._sensor_configs["base_camera"]
             env.close()
-            env = made({"base_camera": {"fov": _narrowed(fov, zoom)} | _common(image_size)})
+            env = made({"base_camera": _view(own.pose, own.fov, zoom, moved) | _common(image_size)})
         return env
 
     def made(sensors: dict[str, dict[str, Any]]) -> Any:
@@ -141,29 +146,31 @@ def build_scene(
     return env
 
 
-def _narrowed(fov: float, zoom: float) -> float:
-    """The field of view, in radians, that shows 1 / ``zoom`` of the width."""
-    return 2 * math.atan(math.tan(fov / 2) / zoom)
+def _view(pose: Any, fov: float, zoom: float, moved: np.ndarray) -> dict[str, Any]:
+    """A camera at ``pose`` moved by ``moved`` [3], that shows 1 / ``zoom`` of the width of a field of view of ``fov`` radians."""
+    import sapien
+
+    place = pose.sp if hasattr(pose, "sp") else pose
+    return {
+        "pose": sapien.Pose(place.p + moved.astype(np.float32), place.q),
+        "fov": 2 * math.atan(math.tan(fov / 2) / zoom),
+    }
 
 
 def _common(size: int) -> dict[str, Any]:
     return {"width": size, "height": size, "shader_pack": "minimal"}
 
 
-def _camera_configs(cameras: Sequence[str], size: int, zoom: float) -> dict[str, dict[str, Any]]:
+def _camera_configs(
+    cameras: Sequence[str], size: int, zoom: float, moved: np.ndarray
+) -> dict[str, dict[str, Any]]:
     """Sensor settings for ManiSkill: the stock tasks have one camera, ``base_camera``."""
     from mani_skill.utils import sapien_utils
 
     known = {
-        "base": {
-            "pose": sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]),
-            "fov": _narrowed(0.6, zoom),
-        },
+        "base": _view(sapien_utils.look_at([0.42, -0.42, 0.42], [0.0, 0.0, 0.04]), 0.6, zoom, moved),
         # In the plane that the robot is symmetric about (docs/mirror.md).
-        "front": {
-            "pose": sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]),
-            "fov": _narrowed(0.6, zoom),
-        },
+        "front": _view(sapien_utils.look_at([0.58, 0.0, 0.42], [0.0, 0.0, 0.04]), 0.6, zoom, moved),
         "wide": {},
     }
     if len(cameras) > 1 or any(c not in known for c in cameras):
@@ -203,8 +210,6 @@ def spec_of(
 
 def _single(values: Sequence[float]) -> list[float]:
     """Rounded to float32, as actions are."""
-    import numpy as np
-
     return np.asarray(values, np.float32).tolist()
 
 

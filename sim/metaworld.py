@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,8 @@ class MetaWorldEnv:
         cameras: ``corner2``, ``corner``, ``corner3``, ``corner4``, ``topview``, ``behindGripper``, ``gripperPOV``.
         max_episode_steps: time limit; the scripted experts need 30 to 130 steps on nearly every task.
         zoom: how much narrower than the simulator's own the cameras' field of view is.
+        camera_shift: metres along x, y, z of the world that the cameras have been moved by, their direction kept; one on the
+            hand is moved in its frame.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
@@ -101,6 +104,7 @@ class MetaWorldEnv:
         cameras: tuple[str, ...] | list[str] = ("corner2",),
         max_episode_steps: int | None = 200,
         zoom: float = 1.0,
+        camera_shift: Sequence[float] = (0.0, 0.0, 0.0),
         after_success: int | None = 0,
     ) -> None:
         if id not in INSTRUCTIONS:
@@ -128,7 +132,7 @@ class MetaWorldEnv:
             name: getattr(env.model, name).copy() for name in ("body_pos", "body_quat", "site_pos")
         }
         env.model.camera("corner2").pos[:] = CORNER2
-        self.cameras = LeanCameras(env.model, cameras, image_size, zoom=zoom)
+        self.cameras = LeanCameras(env.model, cameras, image_size, zoom=zoom, shift=camera_shift)
         self.ending = Ending(limit, after_success)
         self.spec = EnvSpec(
             id=id,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.base import metres
 from vla_rl.errors import UserError
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -42,6 +43,7 @@ class LeanCameras:
         size: height and width in pixels.
         hidden_groups: geom groups left out (robosuite's collision shapes are group 0).
         zoom: how much narrower than the model's own the cameras' field of view is.
+        shift: metres along x, y, z by which they are moved, in the frame of the body they are on (the world, most).
 
     Raises:
         UserError: a camera that the model has not, or a size or zoom that shows nothing.
@@ -54,6 +56,7 @@ class LeanCameras:
         size: int,
         hidden_groups: Sequence[int] = (),
         zoom: float = 1.0,
+        shift: Sequence[float] = (0.0, 0.0, 0.0),
     ) -> None:
         import mujoco
 
@@ -65,9 +68,11 @@ class LeanCameras:
             raise UserError(f"env.image_size={size}: needs at least 8 pixels")
         if zoom <= 0:
             raise UserError(f"env.zoom={zoom} must be above 0")
+        moved = metres(shift)
         for name in names:
             camera = model.camera(name)
             camera.fovy[:] = min(float(camera.fovy[0]) / zoom, 170.0)
+            camera.pos[:] += moved
         self.model, self.names, self.size = model, tuple(names), size
         quality = model.vis.quality
         quality.offsamples, quality.shadowsize = 0, 1

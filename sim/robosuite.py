@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class RobosuiteEnv:
         control_freq: control steps per second.
         max_episode_steps: time limit; None = the task's own.
         zoom: how much narrower than the simulator's own the cameras' field of view is.
+        camera_shift: metres along x, y, z of the world that the cameras have been moved by, their direction kept; one on the
+            hand is moved in its frame.
         after_success: control steps after success before the episode ends (``sim.base.Ending``); None = to the time limit.
 
     Raises:
@@ -68,6 +71,7 @@ class RobosuiteEnv:
         control_freq: int = 20,
         max_episode_steps: int | None = None,
         zoom: float = 1.0,
+        camera_shift: Sequence[float] = (0.0, 0.0, 0.0),
         after_success: int | None = 0,
     ) -> None:
         name = {stock: short for short, (stock, *_) in TASKS.items()}.get(id, id)
@@ -106,7 +110,9 @@ class RobosuiteEnv:
         self.model, self.data = sim.model._model, sim.data._data
         self.substeps = int(self.env.control_timestep / self.env.model_timestep)
         self.control = self._control(self.env)
-        self.cameras = LeanCameras(self.model, cameras, image_size, hidden_groups=(0,), zoom=zoom)
+        self.cameras = LeanCameras(
+            self.model, cameras, image_size, hidden_groups=(0,), zoom=zoom, shift=camera_shift
+        )
         self.ending = Ending(limit, after_success)
         self._find_sensors()
         self.spec = EnvSpec(

@@ -149,3 +149,25 @@ def test_dense_reward_is_the_tasks_own_and_pays_for_finishing_soon():
 def test_a_reward_that_the_task_has_not(id, reward, message):
     with pytest.raises(UserError, match=message):
         make(ADAPTER, id, 1, 0, cameras=[], reward=reward)
+
+
+@pytest.mark.parametrize("camera", ["base", "wide"])
+def test_a_camera_that_was_moved_sees_the_scene_from_there(camera):
+    pictures, poses = [], []
+    for shift in ([0.0, 0.0, 0.0], [0.0, 0.05, 0.1]):
+        env = make(ADAPTER, "PushCube-v1", 1, 0, cameras=[camera], image_size=48, camera_shift=shift)
+        try:
+            env.reset(seed=[3])
+            pictures.append(env.look()[f"observation.images.{camera}"][0].float())
+            poses.append(env.rows[0].env.scene.sensors["base_camera"].camera.global_pose.sp)
+        finally:
+            env.close()
+    assert poses[1].p - poses[0].p == pytest.approx([0.0, 0.05, 0.1], abs=1e-6)
+    assert poses[1].q == pytest.approx(poses[0].q, abs=1e-6)
+    assert (pictures[0] - pictures[1]).abs().mean() > 3
+
+
+@pytest.mark.parametrize("shift", ([0.1, 0.0], [0.0, "left", 0.0], [0.0, float("nan"), 0.0]))
+def test_a_shift_that_is_no_place(shift):
+    with pytest.raises(UserError, match=r"env\.camera_shift=.* three numbers"):
+        make(ADAPTER, "PushCube-v1", 1, 0, camera_shift=shift)

@@ -110,6 +110,19 @@ def test_lean_pictures_are_right_side_up():
     env.close()
 
 
+def test_cameras_that_were_moved_see_the_scene_from_there():
+    pictures = []
+    for shift in ((0.0, 0.0, 0.0), (0.0, 0.0, 0.2)):
+        env = MetaWorldEnv("reach-v3", image_size=64, cameras=["topview"], camera_shift=shift)
+        env.reset(0)
+        pictures.append(env.look()["observation.images.topview"].astype(int))
+        env.close()
+    here, higher = (np.abs(p - p[:, :1, :1]).max(0) > 40 for p in pictures)
+    assert 0 < higher.sum() != here.sum() and np.abs(pictures[0] - pictures[1]).mean() > 3
+    with pytest.raises(UserError, match=r"env\.camera_shift=.* three numbers"):
+        MetaWorldEnv("reach-v3", camera_shift=(0.1,))
+
+
 def test_unknown_id_is_named_with_the_nearest():
     with pytest.raises(
         UserError, match="unknown Meta-World environment drawer-opn-v3: did you mean drawer-open-v3"
