@@ -11,9 +11,13 @@ from typing import Any
 
 from vla_rl.bench.diffusion_table import cell, costs, curve, final, finished, joined, save, while_training
 from vla_rl.config import compose
+from vla_rl.keys import STATE, image_key
 from vla_rl.runtime.stages import cloned, counted, demonstrated, fill, trained, workers, written
 
 BASES = ("teacher", "student")
+UNMOVED = "teacher, camera unmoved"
+"""Column of a teacher that learned from pictures of a camera which has been moved since."""
+
 AT_STEPS = (10_000, 25_000, 50_000, 75_000, 100_000)
 """Environment steps at which training success is compared."""
 
@@ -24,8 +28,12 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _env(config: Any, name: str) -> list[str]:
-    return [*config.tasks[name].env, "env.num_envs=8", "env.cameras=[]", workers(config.num_workers)]
+def _env(config: Any, name: str, moved: bool = True) -> list[str]:
+    """Overrides of a task's environment; its camera, if it has one, where it was ``moved`` to or where it was."""
+    task = config.tasks[name]
+    camera, shift = task.get("camera") or "", task.get("shift")
+    shifted = [f"env.camera_shift={list(shift)}".replace(" ", "")] if shift and moved else []
+    return [*task.env, "env.num_envs=8", f"env.cameras=[{camera}]", *shifted, workers(config.num_workers)]
 
 
 def _policy(config: Any, folder: Path, base: str) -> list[str]:
@@ -35,12 +43,21 @@ def _policy(config: Any, folder: Path, base: str) -> list[str]:
 
 def _prepare(config: Any, name: str) -> None:
     """Demonstrations, teacher and student, and their success."""
-    folder, env = Path(config.work) / name, _env(config, name)
-    demonstrated(folder, env, noise=config.noise, episodes=config.demos)
+    task, folder, env = config.tasks[name], Path(config.work) / name, _env(config, name)
+    before, camera = _env(config, name, moved=False), task.get("camera")
+    noise = task.get("noise", config.noise)
+    demonstrated(folder, before, noise=noise, episodes=config.demos, camera=camera)
     for base in BASES:
-        sizes = [f"train.chunk_size={config.horizon}", f"train.steps={config[base].steps}"]
-        cloned(folder, [*config[base].settings, *sizes], name=base)
+        steps = task.get("steps", {}).get(base, config[base].steps)
+        sizes = [f"train.chunk_size={config.horizon}", f"train.steps={steps}"]
+        seeing = (
+            [] if camera is None else [f"train.inputs=[{image_key(camera)},{STATE}]", *task.get(base, ())]
+        )
+        cloned(folder, [*config[base].settings, *sizes, *seeing], name=base)
         counted(folder / f"{base}.json", env, _policy(config, folder, base), episodes=config.episodes)
+    if env != before:
+        teacher = _policy(config, folder, "teacher")
+        counted(folder / f"{UNMOVED}.json", before, teacher, episodes=config.episodes)
 
 
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
@@ -77,7 +94,8 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
     """Column -> seed -> result; nothing before both bases have been judged."""
     if not all((folder / f"{base}.json").is_file() for base in BASES):
         return {}
-    columns = {base: {"base": final(folder / f"{base}.json")} for base in BASES}
+    judged = [*BASES, *([UNMOVED] if (folder / f"{UNMOVED}.json").is_file() else [])]
+    columns = {base: {"base": final(folder / f"{base}.json")} for base in judged}
     level = columns["teacher"]["base"]["rate"]
     for algorithm in config.runs:
         for seed, run_folder in finished(folder, algorithm):
@@ -96,7 +114,8 @@ def _result(run_folder: Path, teacher: float) -> dict[str, Any]:
 
 def page(tasks: dict[str, Any], config: Any) -> str:
     """The tables."""
-    columns = [*BASES, *config.runs]
+    bases = [UNMOVED, *BASES] if any(UNMOVED in row for row in tasks.values()) else [*BASES]
+    columns = [*bases, *config.runs]
     lines = [
         "# Refined policy distillation",
         "",
@@ -109,7 +128,9 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, row in tasks.items():
-        cells = [cell(row[c], c in BASES) if c in row else "not run" for c in columns]
+        cells = [
+            cell(row[c], c in bases) if c in row else "-" if c == UNMOVED else "not run" for c in columns
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",

@@ -63,11 +63,14 @@ def workers(count: int | None) -> str:
     return "env.num_workers=" + ("null" if count is None else str(count))
 
 
-def demonstrated(folder: Path, env: Sequence[str], *, noise: float, episodes: int) -> None:
-    """The scripted expert's noisy episodes without pictures, in ``folder/demonstrations``."""
+def demonstrated(
+    folder: Path, env: Sequence[str], *, noise: float, episodes: int, camera: str | None = None
+) -> None:
+    """The scripted expert's noisy episodes, without pictures or with those of ``camera``, in ``folder/demonstrations``."""
     if not (folder / "demonstrations" / "meta" / "info.json").is_file():
         shown = [f"policy.noise={noise}", f"episodes={episodes}", f"out={folder}/demonstrations"]
-        call(["record", *env, "env.cameras=[]", "policy=expert", *shown], folder / "log.txt")
+        seen = f"env.cameras=[{camera or ''}]"
+        call(["record", *env, seen, "policy=expert", *shown], folder / "log.txt")
 
 
 def cloned(folder: Path, settings: Sequence[str], *, name: str = "base") -> None:
