@@ -57,7 +57,8 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _env(config: Any, name: str) -> list[str]:
+def environment_of(config: Any, name: str) -> list[str]:
+    """Overrides of one task's environment."""
     task = config.tasks[name]
     limit = f"env.max_episode_steps={task.limit}"
     return ["env=metaworld", f"env.ids=[{task.id}]", limit, "env.num_envs=8", workers(config.num_workers)]
@@ -65,7 +66,7 @@ def _env(config: Any, name: str) -> list[str]:
 
 def train_experts(config: Any, name: str, sources: Sequence[str]) -> None:
     """Demonstrations, bases, and one run of each of the learned ``sources``."""
-    folder, env = Path(config.work) / name, _env(config, name)
+    folder, env = Path(config.work) / name, environment_of(config, name)
     demonstrated(folder, env, noise=config.noise, episodes=config.demos)
     for source in sources:
         expert = config.experts[source]
@@ -83,7 +84,12 @@ def train_experts(config: Any, name: str, sources: Sequence[str]) -> None:
             f"run.steps={config.steps}",
             "run.final_episodes=50",
         ]
-        trained(folder / f"{source}-{config.seed}", arguments)
+        trained(expert_of(config, name, source), arguments)
+
+
+def expert_of(config: Any, name: str, source: str) -> Path:
+    """Where a task's learned expert lies."""
+    return Path(config.work) / name / f"{source}-{config.seed}"
 
 
 def recorded(config: Any, name: str, source: str) -> Path:
@@ -91,14 +97,16 @@ def recorded(config: Any, name: str, source: str) -> Path:
     out = Path(config.work) / "data" / source / name
     if (out / "meta" / "info.json").is_file():
         return out
-    run_folder = Path(config.work) / name / f"{source}-{config.seed}"
     policy = ["policy=expert", f"policy.noise={config.noise}"]
     if source != HUMAN:
-        policy = ["policy=lerobot", f"policy.path={run_folder}", "deterministic=true"]
+        policy = ["policy=lerobot", f"policy.path={expert_of(config, name, source)}", "deterministic=true"]
     pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
     most = f"attempts={100 * config.episodes}"  # of a poor expert too
     wanted = [f"episodes={config.episodes}", most, "seed=700000", f"out={out}"]
-    call(["record", *_env(config, name), *pictures, *policy, *wanted], Path(config.work) / "record.log")
+    call(
+        ["record", *environment_of(config, name), *pictures, *policy, *wanted],
+        Path(config.work) / "record.log",
+    )
     return out
 
 

@@ -1,6 +1,6 @@
 """``vla-rl bench distillation``: many specialists into one token VLA.
 
-The specialists of ``vla-rl bench data_study`` (one per task, on the simulator's state) teach a student that sees pictures and
+One specialist per task on the simulator's state (of ``vla-rl bench data_study``, or cloned from many demonstrations) teaches a student that sees pictures and
 proprioception: on-policy distillation by several objectives, cloning of the specialists' successes, and token PPO, all from the
 same student. Every part is a ``vla-rl`` command of its own, kept once finished: stopped at any moment, the same command goes on.
 """
@@ -10,12 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.data_study import HUMAN, environment, recorded, train_experts
+from vla_rl.bench.data_study import (
+    HUMAN,
+    environment,
+    environment_of,
+    expert_of,
+    recorded,
+    train_experts,
+)
 from vla_rl.bench.distillation_table import write_table
 from vla_rl.config import compose
-from vla_rl.runtime.stages import chosen, counted, pretrained, trained
+from vla_rl.runtime.stages import ON_STATE, chosen, counted, demonstrated, pretrained, trained
 
 CLONING = "cloning"
+CLONED = "cloned"
+"""``teacher`` that is cloned from many demonstrations, in place of a source of ``bench_data_study``."""
 
 
 def run(overrides: list[str]) -> int:
@@ -27,13 +36,11 @@ def run(overrides: list[str]) -> int:
     work = Path(config.work)
     recordings: dict[str, list[Path]] = {HUMAN: [], config.teacher: []}
     for name in names:
-        train_experts(study, name, [config.teacher])
+        _specialist(config, study, name)
         for source, folders in recordings.items():
             folders.append(recorded(study, name, source))
     env = environment(study, names, config.limit, config.num_workers)
-    paths = ",".join(
-        f"{study.tasks[name].id}:{study.work}/{name}/{config.teacher}-{study.seed}" for name in names
-    )
+    paths = ",".join(f"{study.tasks[name].id}:{expert_of(study, name, config.teacher)}" for name in names)
     specialists = "{" + paths + "}"
     policies = ["policy=specialists", f"policy.paths={specialists}"]
     counted(work / "specialists.json", env, policies, episodes=config.episodes)
@@ -55,6 +62,19 @@ def run(overrides: list[str]) -> int:
             write_table(config, names)
     write_table(config, names)
     return 0
+
+
+def _specialist(config: Any, study: Any, name: str) -> None:
+    """The teacher of one task, unless it is there already."""
+    if config.teacher != CLONED:
+        train_experts(study, name, [config.teacher])
+        return
+    asked, folder = config.cloned, Path(study.work) / name / "many"
+    demonstrated(folder, environment_of(study, name), noise=asked.noise, episodes=asked.demos)
+    settings = [ON_STATE, f"train.chunk_size={config.horizon}", *asked.settings]
+    pretrained(
+        expert_of(study, name, CLONED), [folder / "demonstrations"], settings, folder.parent / "log.txt"
+    )
 
 
 def policy_of(config: Any, folder: Path) -> list[str]:
