@@ -48,6 +48,7 @@ class Soak:
         killed: how many of each kind.
         memory: (seconds since the start, kind, MiB of its own) of every process at every look.
         disk: (seconds since the start, MiB) of the run's folder.
+        seconds: of the clock, until its end.
         pauses: seconds that each kill cost until the next new step.
         problems: what must not happen.
     """
@@ -55,6 +56,7 @@ class Soak:
     killed: dict[str, int] = field(default_factory=dict)
     memory: list[tuple[float, str, float]] = field(default_factory=list)
     disk: list[tuple[float, float]] = field(default_factory=list)
+    seconds: float = 0.0
     pauses: list[tuple[str, float]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -140,7 +142,8 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
     while True:
         code = driver.process.poll()
         if code is not None:
-            if code:
+            soak.seconds = time.monotonic() - began
+            if code or not last:
                 soak.problems.append(f"vla-rl train ended by itself with {code}: {_last_line(driver.log)}")
             return
         time.sleep(float(config.poll))
@@ -153,6 +156,7 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
                 soak.pauses.append((waiting[0], now - waiting[1]))
                 waiting = None
         if now - moved > STILL:
+            soak.seconds = now - began
             soak.problems.append(f"no new step for {STILL:g} s after {now - began:.0f} s: stuck")
             return
         if last or now < next_kill or not steps:

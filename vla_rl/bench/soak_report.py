@@ -12,6 +12,7 @@ from vla_rl.data.journal import recover
 from vla_rl.learner.messages import unflatten, unpack
 from vla_rl.runtime.distributed.batches import BATCHES, TABLE
 from vla_rl.runtime.metrics import write_json, write_text
+from vla_rl.runtime.stages import written
 
 
 class Audit:
@@ -102,7 +103,7 @@ def write_report(config: Any, soak: Any, audit: Audit, counted: dict[str, Any]) 
         pauses.setdefault(kind, []).append(seconds)
     progress = counted.get("progress", {})
     result = {
-        "minutes": float(config.minutes),
+        "minutes": soak.seconds / 60,
         "steps": progress.get("steps", 0),
         "episodes": progress.get("episodes", 0),
         "batches": len(audit.steps),
@@ -114,17 +115,17 @@ def write_report(config: Any, soak: Any, audit: Audit, counted: dict[str, Any]) 
     }
     out = Path(config.out)
     write_json(out / "results.json", result)
-    text = page(result)
+    text = written(page(result), out)
     write_text(out / "README.md", text)
     print(text)
     return 1 if problems else 0
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any]) -> list[str]:
     """The report in words."""
     killed = ", ".join(f"{count} {kind}" for kind, count in sorted(result["killed"].items())) or "none"
-    lines = [
-        f"# {result['minutes']:g} minutes of training on Ray, processes killed",
+    return [
+        f"# {result['minutes']:.0f} minutes of training on Ray, processes killed",
         "",
         f"`vla-rl bench soak`: {result['steps']} environment steps, {result['episodes']} episodes; killed (SIGKILL, one after the "
         f"other, chosen at random): {killed}. *driver* is `vla-rl train` itself, which is then resumed.",
@@ -147,6 +148,4 @@ def page(result: dict[str, Any]) -> str:
             for k, v in result["memory"].items()
             if v
         ),
-        "",
     ]
-    return "\n".join(lines)
