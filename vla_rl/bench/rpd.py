@@ -15,7 +15,7 @@ from vla_rl.keys import STATE, image_key
 from vla_rl.runtime.stages import cloned, counted, demonstrated, fill, trained, workers, written
 
 BASES = ("teacher", "student")
-UNMOVED = "teacher, camera unmoved"
+UNMOVED = "teacher_unmoved"
 """Column of a teacher that learned from pictures of a camera which has been moved since."""
 
 AT_STEPS = (10_000, 25_000, 50_000, 75_000, 100_000)
@@ -48,8 +48,7 @@ def _prepare(config: Any, name: str) -> None:
     noise = task.get("noise", config.noise)
     demonstrated(folder, before, noise=noise, episodes=config.demos, camera=camera)
     for base in BASES:
-        steps = task.get("steps", {}).get(base, config[base].steps)
-        sizes = [f"train.chunk_size={config.horizon}", f"train.steps={steps}"]
+        sizes = [f"train.chunk_size={config.horizon}", f"train.steps={config[base].steps}"]
         seeing = (
             [] if camera is None else [f"train.inputs=[{image_key(camera)},{STATE}]", *task.get(base, ())]
         )
