@@ -9,7 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_rl.bench.diffusion_table import cell, costs, curve, final, finished, joined, save, while_training
+from vla_rl.bench.diffusion_table import (
+    cell,
+    costs,
+    curve,
+    final,
+    finished,
+    joined,
+    own_settings,
+    save,
+    while_training,
+)
 from vla_rl.config import compose
 from vla_rl.keys import STATE, image_key
 from vla_rl.runtime.stages import cloned, counted, demonstrated, fill, trained, workers, written
@@ -49,10 +59,9 @@ def _prepare(config: Any, name: str) -> None:
     demonstrated(folder, before, noise=noise, episodes=config.demos, camera=camera)
     for base in BASES:
         sizes = [f"train.chunk_size={config.horizon}", f"train.steps={config[base].steps}"]
-        seeing = (
-            [] if camera is None else [f"train.inputs=[{image_key(camera)},{STATE}]", *task.get(base, ())]
-        )
-        cloned(folder, [*config[base].settings, *sizes, *seeing], name=base)
+        seeing = [] if camera is None else [f"train.inputs=[{image_key(camera)},{STATE}]"]
+        own = task.get(base, ())
+        cloned(folder, [*config[base].settings, *sizes, *seeing, *own], name=base)
         counted(folder / f"{base}.json", env, _policy(config, folder, base), episodes=config.episodes)
     if env != before:
         teacher = _policy(config, folder, "teacher")
@@ -71,6 +80,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         f"run.seed={seed}",
         f"run.steps={config.steps}",
         f"run.final_episodes={config.episodes}",
+        *own_settings(config.tasks[name], algorithm),
     ]
     trained(folder / f"{algorithm}-{seed}", arguments)
 
