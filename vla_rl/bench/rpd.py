@@ -103,7 +103,7 @@ def _found(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
     """Column -> seed -> result; nothing before both bases have been judged."""
     if not all((folder / f"{base}.json").is_file() for base in BASES):
         return {}
-    judged = [*BASES, *([UNMOVED] if (folder / f"{UNMOVED}.json").is_file() else [])]
+    judged = [name for name in (*BASES, UNMOVED) if (folder / f"{name}.json").is_file()]
     columns = {base: {"base": final(folder / f"{base}.json")} for base in judged}
     level = columns["teacher"]["base"]["rate"]
     for algorithm in config.runs:

@@ -76,9 +76,11 @@ def run(overrides: list[str]) -> int:
     work.mkdir(parents=True)
     soak, audit = Soak(), Audit(work / "run", work / "journals")
     driver = _Driver(config, work)
+    began = time.monotonic()
     try:
         _watch(config, soak, audit, driver)
     finally:
+        soak.seconds = time.monotonic() - began
         driver.kill()
     audit.look(final=True)
     return write_report(config, soak, audit, _counted(work / "run"))
@@ -142,7 +144,6 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
     while True:
         code = driver.process.poll()
         if code is not None:
-            soak.seconds = time.monotonic() - began
             if code or not last:
                 soak.problems.append(f"vla-rl train ended by itself with {code}: {_last_line(driver.log)}")
             return
@@ -156,7 +157,6 @@ def _watch(config: Any, soak: Soak, audit: Audit, driver: _Driver) -> None:
                 soak.pauses.append((waiting[0], now - waiting[1]))
                 waiting = None
         if now - moved > STILL:
-            soak.seconds = now - began
             soak.problems.append(f"no new step for {STILL:g} s after {now - began:.0f} s: stuck")
             return
         if last or now < next_kill or not steps:

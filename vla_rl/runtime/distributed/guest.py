@@ -22,7 +22,7 @@ RENEW = 10.0
 """Seconds between two signs of life."""
 
 LEAVE = (signal.SIGINT, signal.SIGTERM)
-"""Signals that mean so."""
+"""Signals that tell a guest to leave."""
 
 SAME = ("state_dim", "env_state_dim", "action_low", "action_high", "cameras")
 """What an environment has to share with those that a run was begun with: its policy's inputs and outputs."""
