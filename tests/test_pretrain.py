@@ -401,9 +401,9 @@ def test_mirrored_episodes_are_learned_too(dataset, tmp_path):
         Pretrainer(replace(VLA, mirror="tabel"), [dataset], tmp_path / "other")
 
 
-@pytest.mark.parametrize("kind", ["smolvla_nano", "dit_nano", "token_nano"])
+@pytest.mark.parametrize("kind", ["smolvla_nano", "dit_nano", "token_nano", "gaussian_nano"])
 def test_the_vision_tower_is_warmed_up(tmp_path, kind):
-    """It learns to say what the picture shows, in either type of nano policy."""
+    """It learns to say what the picture shows, in every type of nano policy."""
     shown = torch.rand(64, 1)
     columns = torch.arange(32.0)[None, None, None]
     images = (255 * torch.exp(-((columns - 32 * shown[:, :, None, None]) / 6).square())).expand(64, 3, 32, 32)

@@ -60,10 +60,10 @@ def warm_start_vision(
     generator: torch.Generator,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Train the vision tower of a SmolVLA (and its connector) or MultiTaskDiT to regress ``targets`` from each picture.
+    """Train what sees the pictures (the tower, with SmolVLA its connector; of a Gaussian each camera's encoder) to regress ``targets``.
 
     Args:
-        policy: LeRobot's ``SmolVLAPolicy`` or ``MultiTaskDiTPolicy``.
+        policy: LeRobot's ``SmolVLAPolicy`` or ``MultiTaskDiTPolicy``, a ``token_vla`` or ``gaussian_nano``.
         samples: frames.
         targets: key -> indices (see ``vision_targets``).
         steps: optimiser steps.
@@ -122,11 +122,20 @@ def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[
         vlm = policy.network.vlm.model
         trained = [*vlm.vision_tower.parameters(), *vlm.multi_modal_projector.parameters()]
         return trained, lambda images: policy.network.look(images).float().flatten(1)
+    if policy.config.type == "gaussian_nano" and policy.cameras is not None:
+        own = dict(zip(policy.cameras.keys, policy.cameras.cameras, strict=True))
+        nets = [own[key] for key in samples.arrays if key in own]
+
+        def each(images: Tensor) -> Tensor:
+            parts = (255 * images).chunk(len(nets))  # the first camera alone is one part
+            return torch.cat([net(part) for net, part in zip(nets, parts, strict=False)])
+
+        return [*policy.cameras.parameters()], each
     encoder = getattr(getattr(policy, "observation_encoder", None), "vision_encoder", None)
     if encoder is None:
         raise UserError(
-            "train.vision_steps warms up the vision tower of SmolVLA, MultiTaskDiT or token_vla (one for all cameras): this policy "
-            "has none, set 0"
+            "train.vision_steps warms up the vision tower of SmolVLA, MultiTaskDiT or token_vla (one for all cameras) and the encoders of "
+            "gaussian_nano: this policy has none, set 0"
         )
     mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     if policy.config.normalization_mapping.get("VISUAL") == NormalizationMode.MEAN_STD:

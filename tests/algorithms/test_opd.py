@@ -68,6 +68,17 @@ def test_a_teacher_without_words_teaches_by_what_it_does(student, teacher):
     assert success_rate(algorithm.eval_policy) > before + 0.1
 
 
+@pytest.mark.parametrize(("reward_weight", "passes"), [(0.0, 1), (0.1, 2)])
+def test_the_students_own_words_are_scored_anew_only_for_the_reward(student, teacher, reward_weight, passes):
+    settings = SMALL | {"objective": "forward", "reward_weight": reward_weight, "critic_warmup": 0}
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Mute(teacher), **settings)
+    made, evaluate = [], algorithm.actor.evaluate
+    algorithm.actor.evaluate = lambda *args: made.append(1) or evaluate(*args)
+    metrics = train(algorithm, 1500)
+    assert len(metrics) and len(made) == passes * len(metrics)
+    assert all(("approx_kl" in each) == (reward_weight > 0) for each in metrics)
+
+
 def test_what_token_ppo_or_distillation_has_learned_teaches_by_its_words(student, teacher):
     learned = Spoken(teacher)
     with torch.no_grad():

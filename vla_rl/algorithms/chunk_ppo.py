@@ -327,7 +327,7 @@ class ChunkPPO(FromDecisions):
         if self.iteration >= config.critic_warmup or not self.learns_value:
             loss, actor = self.actor_loss_of(which, unit)
             self._step(loss, self.actor_optimizer, "actor")
-            stop = averaged(float(actor["approx_kl"])) > config.target_kl
+            stop = "approx_kl" in actor and averaged(float(actor["approx_kl"])) > config.target_kl
             metrics |= {"actor_loss": loss.detach().cpu()} | {k: v.cpu() for k, v in actor.items()}
         if self.groups is None:
             returns: Any = self.batch["return"][which]
@@ -351,7 +351,7 @@ class ChunkPPO(FromDecisions):
         return (away * count.to(value.device)).sum() / len(which)
 
     def actor_loss_of(self, which: Tensor, unit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The policy's loss on the pairs of decisions ``which`` [B] and ``unit`` [B], and its metrics (``approx_kl``)."""
+        """The policy's loss on the pairs of decisions ``which`` [B] and ``unit`` [B], and its metrics (``approx_kl`` where it is known)."""
         raise NotImplementedError
 
     def advantage_of(self, which: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ word, S the student and T the teacher:
 
 A teacher that has no words (diffusion, flow, a residual, whatever acts) is asked for its action, which becomes a narrow Gaussian
 over the student's bins. ``forward`` and ``hard`` then follow the teacher's words: what comes after the student's own says nothing
-about an action that was decided as a whole.
+about an action that was decided as a whole. How likely the student's own words have become is not worked out then, which would
+take as long again, and ``target_kl`` does not end an iteration (with ``reward_weight`` both happens).
 """
 
 from __future__ import annotations
@@ -167,33 +168,41 @@ class OPD(TokenPPO):
         """The objective on the decisions ``which`` [B], averaged over words; ``unit`` is 0 for all."""
         config, batch = self.config, self.batch
         assert batch is not None
-        tokens, old, new, entropy, logits = self.said(which)
-        there = batch["teacher"][which].to(logits)
+        device = next(self.actor.network.parameters()).device
+        tokens, there = batch["tokens"][which].to(device), batch["teacher"][which].to(device).float()
         heard = there.shape[1]  # a teacher of shorter chunks says nothing of the later words
-        if isinstance(self.taught, Shown) and self.objective in ("forward", "hard"):
+        follows = isinstance(self.taught, Shown) and self.objective in ("forward", "hard")
+        old = new = None
+        if config.reward_weight or not follows:
+            _, old, new, entropy, logits = self.said(which)
+        if follows:
             theirs = torch.cat([there.argmax(-1), tokens[:, heard:]], 1)
-            logits = self.actor.evaluate(batch["condition"][which].to(tokens.device), theirs)[2]
+            _, entropy, logits = self.actor.evaluate(batch["condition"][which].to(device), theirs)
         here = logits[:, :heard].log_softmax(-1)
         own = batch["own"][which].to(logits)[:, None]  # what a person did says nothing of these words
-        each = distilled(self.objective, here, there, tokens[:, :heard], old[:, :heard], config.ratio_cap)
+        before = old if old is None else old[:, :heard]
+        each = distilled(self.objective, here, there, tokens[:, :heard], before, config.ratio_cap)
         loss = (each * own * self.actor.words.said(tokens)[:, :heard]).mean()
         with torch.no_grad():
             metrics = {
                 "entropy": entropy.mean(),
                 "reverse_kl": kl(here, there).mean(),
                 "agreement": (here.argmax(-1) == there.argmax(-1)).float().mean(),
-                "approx_kl": ((new - old).exp() - 1 - (new - old)).mean(),
             }
+            if old is not None and new is not None:
+                metrics["approx_kl"] = ((new - old).exp() - 1 - (new - old)).mean()
         if self.held_out is not None:
             metrics["forgotten"] = self.forgotten
-        if config.reward_weight:
+        if config.reward_weight and old is not None and new is not None:
             more, found = self.rewarded_loss(which, old, new)
             loss = loss + config.reward_weight * more
             metrics |= found
         return loss, metrics
 
 
-def distilled(objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: Tensor, cap: float) -> Tensor:
+def distilled(
+    objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: Tensor | None, cap: float
+) -> Tensor:
     """What is to be made small, per word [B, N].
 
     Args:
@@ -201,7 +210,7 @@ def distilled(objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: 
         here: the student's log-probabilities of every word [B, N, bins], with gradients.
         there: the teacher's.
         tokens: words that the student drew [B, N].
-        old: their log-probabilities when they were drawn [B, N].
+        old: their log-probabilities when they were drawn [B, N]; only ``reverse_sampled`` needs them.
         cap: most that a drawn word counts.
     """
     if objective == "reverse":
@@ -212,5 +221,6 @@ def distilled(objective: str, here: Tensor, there: Tensor, tokens: Tensor, old: 
         return -here.gather(-1, there.argmax(-1, keepdim=True)).squeeze(-1)
     drawn = here.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     wanted = there.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    assert old is not None
     weight = (drawn - old).exp().clamp(max=cap).detach()
     return -weight * (wanted - drawn).detach() * drawn

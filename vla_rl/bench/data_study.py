@@ -100,7 +100,7 @@ def recorded(config: Any, name: str, source: str) -> Path:
     policy = ["policy=expert", f"policy.noise={config.noise}"]
     if source != HUMAN:
         policy = ["policy=lerobot", f"policy.path={expert_of(config, name, source)}", "deterministic=true"]
-    pictures = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
+    pictures = _pictures(config)
     most = f"attempts={100 * config.episodes}"  # of a poor expert too
     wanted = [f"episodes={config.episodes}", most, "seed=700000", f"out={out}"]
     call(
@@ -118,10 +118,13 @@ def environment(config: Any, names: Sequence[str], limit: int, num_workers: int 
         f"env.ids=[{ids}]",
         f"env.num_envs={len(names)}",
         f"env.max_episode_steps={limit}",
-        f"env.cameras=[{config.camera}]",
-        f"env.image_size={config.image_size}",
+        *_pictures(config),
         workers(num_workers),
     ]
+
+
+def _pictures(config: Any) -> list[str]:
+    return [f"env.cameras=[{','.join(config.cameras)}]", f"env.image_size={config.image_size}"]
 
 
 def _vla(config: Any, names: list[str], source: str) -> None:

@@ -34,7 +34,9 @@ def run(overrides: list[str]) -> int:
     names = chosen("only", config.only, study.tasks)
     algorithms = chosen("algorithms", config.algorithms, [CLONING, *config.runs])
     work = Path(config.work)
-    recordings: dict[str, list[Path]] = {HUMAN: [], config.teacher: []}
+    recordings: dict[str, list[Path]] = {HUMAN: []}
+    if CLONING in algorithms:
+        recordings[config.teacher] = []
     for name in names:
         _specialist(config, study, name)
         for source, folders in recordings.items():
@@ -59,8 +61,8 @@ def run(overrides: list[str]) -> int:
                 clone(f"{CLONING}-{seed}", config.teacher, settings)
             else:
                 _train(config, env, specialists, algorithm, int(seed))
-            write_table(config, names)
-    write_table(config, names)
+            write_table(config, names, study.cameras)
+    write_table(config, names, study.cameras)
     return 0
 
 

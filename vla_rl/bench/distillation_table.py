@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ TITLES = {
 CURVES = ("entropy", "agreement", "success")
 
 
-def write_table(config: Any, names: list[str]) -> None:
+def write_table(config: Any, names: list[str], cameras: Sequence[str]) -> None:
     """Join what has finished in ``config.work`` with the rows already in ``config.out``."""
     work, out = Path(config.work), Path(config.out)
     saved = out / "results.json"
@@ -48,7 +49,7 @@ def write_table(config: Any, names: list[str]) -> None:
     for key, series in curves.items():
         if picture := line_plot(f"{key}, first seed", "environment steps", series, percent=key != "entropy"):
             write_text(out / f"{key}.svg", picture)
-    write_text(out / "README.md", page(config, names, policies))
+    write_text(out / "README.md", page(config, names, cameras, policies))
     print(f"wrote {out / 'README.md'}", flush=True)
 
 
@@ -58,15 +59,15 @@ def _read(file: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("successes", "episodes", "rate")} | {"per_task": tasks}
 
 
-def page(config: Any, names: list[str], policies: dict[str, Any]) -> str:
+def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[str, Any]) -> str:
     """The tables."""
     order = [name for name in TITLES if name in policies] + [name for name in policies if name not in TITLES]
     lines = [
         "# Specialists into one token VLA",
         "",
         f"`vla-rl bench distillation`: success over {config.episodes} episodes of {len(names)} Meta-World tasks, 95 % Wilson "
-        f"interval over all seeds' episodes; in brackets each seed's success in percent. The student sees one camera and "
-        f"proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.",
+        f"interval over all seeds' episodes; in brackets each seed's success in percent. The student sees "
+        f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.",
         "",
         "| policy | success | minutes | episodes played |",
         "|---|---|---|---|",

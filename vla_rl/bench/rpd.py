@@ -130,7 +130,7 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         "",
         f"`vla-rl bench rpd`: success over {config.episodes} episodes after {config.steps} environment steps with sparse reward (or ManiSkill's dense one), 95 % "
         "Wilson interval over all seeds' episodes; in brackets each seed's success in percent. Teacher and student see the simulator's "
-        f"state; the teacher is a flow, cloned for {config.teacher.steps} steps from {config.demos} noisy demonstrations, the student a "
+        f"state (in the rows *_moved pictures and proprioception); the teacher is a flow, cloned for {config.teacher.steps} steps from {config.demos} noisy demonstrations, the student a "
         f"Gaussian, cloned for {config.student.steps}. RPD and PPO differ in the teacher's term alone.",
         "",
         "| task | " + " | ".join(columns) + " |",
