@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -221,9 +222,15 @@ def test_only_those_who_fit_may_join(tmp_path):
 
 def test_it_waits_when_the_learner_is_behind(tmp_path):
     learner = DistributedLearner(settings(tmp_path, max_due=-1))
-    assert learner.hail()["wait"]
-    learner.stop()
-    assert learner.hail()["stop"]
+    assert learner.hail()["wait"] and learner.hail(0.1)["wait"]
+    caught_up = threading.Timer(
+        0.1, lambda: setattr(learner, "settings", replace(learner.settings, max_due=10))
+    )
+    caught_up.start()
+    assert not learner.hail(60.0)["wait"]  # told as soon as it is so
+    learner.settings = replace(learner.settings, max_due=-1)
+    threading.Timer(0.1, learner.stop).start()
+    assert learner.hail(60.0)["stop"]
 
 
 def test_what_ends_learning_is_told(tmp_path):

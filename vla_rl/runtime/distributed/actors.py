@@ -245,9 +245,9 @@ class RayLearner:
         """See ``DistributedLearner``."""
         return self._ask("push", collector, generation, number, message)
 
-    def hail(self) -> dict[str, Any]:
+    def hail(self, seconds: float = 0.0) -> dict[str, Any]:
         """See ``DistributedLearner``."""
-        return self._ask("hail")
+        return self._ask("hail", seconds)
 
     def weights_since(self, version: int) -> list[bytes]:
         """See ``DistributedLearner``."""

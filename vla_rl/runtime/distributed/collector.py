@@ -32,7 +32,10 @@ PATIENCE = 300.0
 """Seconds in which a learner that has gone may come back."""
 
 PAUSE = 0.1
-"""Seconds between two looks at a learner that is busy or gone."""
+"""Seconds between two looks at a learner that is gone."""
+
+BUSY = 1.0
+"""Seconds in which a learner that is busy answers, at the latest."""
 
 
 class Learner(Protocol):
@@ -46,7 +49,7 @@ class Learner(Protocol):
         """See there."""
         ...
 
-    def hail(self) -> dict[str, Any]:
+    def hail(self, seconds: float = 0.0) -> dict[str, Any]:
         """See there."""
         ...
 
@@ -152,8 +155,7 @@ class DistributedCollector:
             self._send()
             while self.answer["wait"] and not self._over():
                 self._confirm()
-                time.sleep(PAUSE)
-                self._heard(self._until(self.learner.hail))
+                self._heard(self._until(lambda: self.learner.hail(BUSY)))
         if not self.answer["stop"]:
             # The others go on: what is in flight here ends as a time limit would end it.
             collector.cut()

@@ -171,15 +171,18 @@ class DistributedLearner:
             self._wanted.notify()
             return self.hail()
 
-    def hail(self) -> dict[str, Any]:
-        """What ``push`` returns, of now."""
-        with self._lock:
+    def hail(self, seconds: float = 0.0) -> dict[str, Any]:
+        """What ``push`` returns: at once, or when collectors need not hold on any more, after ``seconds`` at the latest."""
+        until = time.monotonic() + seconds
+        with self._wanted:
+            while not self._over() and self._behind() and self.failure is None and time.monotonic() < until:
+                self._wanted.wait(0.01)
             self._check()
             return {
                 "reached": self.learner.reached(),
                 "version": self.published.version,
                 "wait": self._behind(),
-                "stop": self.stopping or self.learner.steps >= self.settings.steps,
+                "stop": self._over(),
             }
 
     def weights_since(self, version: int) -> list[bytes]:
@@ -271,6 +274,9 @@ class DistributedLearner:
     def _owed(self) -> int:
         """Updates that are due, also if nobody collects any more; an iteration that others have not collected is none."""
         return self.learner.left if self._in_step else self.learner.updates_due()
+
+    def _over(self) -> bool:
+        return self.stopping or self.learner.steps >= self.settings.steps
 
     def _behind(self) -> bool:
         """Collectors are to wait: more updates are owed than may be; on policy, this version's share has been played."""
