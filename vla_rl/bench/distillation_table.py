@@ -20,7 +20,7 @@ TITLES = {
     "reverse": "distillation, reverse KL",
     "forward": "distillation, forward KL",
     "forward_kept": "distillation, forward KL, earlier decisions kept",
-    "forward_long": "the same, four times the updates",
+    "forward_long": "distillation, forward KL, earlier decisions kept, four times the updates",
     "hard": "distillation, hard labels",
     "token_ppo": "token PPO",
 }
