@@ -67,15 +67,14 @@ def test_the_arm_goes_back_along_its_path_and_the_steps_are_not_recorded(env, pa
     finally:
         env.env_spec = replace(env.env_spec, max_episode_steps=120)
     episode = load_episodes(tmp_path / "out")[0]
-    states, seen = episode.data[STATE].numpy()[:, :7], np.array(policy.seen)
-    grip = episode.data[STATE].numpy()[:, -1]
+    states, seen = episode.data[STATE].numpy(), np.array(policy.seen)
     assert policy.step == 40 and episode.length == 30  # 10 steps (0.5 s) undone, and they do not count
     # The arm goes back to where step 15 set out, a moment after its observation: on the way to the next one
     ends = np.sort(seen[15:17], axis=0)
     assert (ends[0] - TOLERANCE < seen[25]).all() and (seen[25] < ends[1] + TOLERANCE).all()
     assert np.abs(seen[24] - seen[15]).max() > 5 * TOLERANCE  # it had been elsewhere
-    np.testing.assert_array_equal(states, np.concatenate([seen[:15], seen[25:]]))
-    assert grip[15] < 0.02  # the gripper was left as it was: shut
+    np.testing.assert_array_equal(states[:, :7], np.concatenate([seen[:15], seen[25:]]))
+    assert states[15, -1] < 0.02  # the gripper was left as it was: shut
 
 
 def test_a_saved_state_is_gone_back_to_and_the_person_is_told_what_it_looked_like(env, tmp_path, monkeypatch):
