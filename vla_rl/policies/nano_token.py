@@ -11,7 +11,7 @@ from vla_rl.errors import UserError
 from vla_rl.policies.inside import VLM_FOLDER
 from vla_rl.policies.nano import refuse_unknown, train_bpe
 
-VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch")
+VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch", "stem")
 """Settings of ``build_internvl`` that change the size of the model."""
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>")
@@ -27,6 +27,7 @@ def build_internvl(
     vision_width: int = 128,
     vision_layers: int = 3,
     patch: int = 16,
+    stem: int = 0,
     tasks: Sequence[str] = (),
 ) -> None:
     """Write configuration and tokenizer of a small InternVL (random weights are made at load).
@@ -39,6 +40,8 @@ def build_internvl(
         vision_width: hidden size of the vision tower.
         vision_layers: its depth.
         patch: patch size in pixels.
+        stem: channels after the first of the convolutions that stand in place of the patches' linear map, which sees small
+            objects better (``ConvStem``; the patch a power of two); 0 = the linear map.
         tasks: sentences added to the tokenizer's corpus.
     """
     from transformers import InternVLConfig, PreTrainedTokenizerFast
@@ -70,6 +73,7 @@ def build_internvl(
             "num_attention_heads": vision_width // 32,
             "image_size": [image_size, image_size],
             "patch_size": [patch, patch],
+            "stem": stem,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=(image_size // patch // 2) ** 2,
@@ -120,6 +124,8 @@ def token_policy(
             raise UserError(
                 f"token_nano needs square pictures of one size, a multiple of {2 * patch} pixels, not {height}x{width}"
             )
+        if shape.get("stem", 0) and patch & (patch - 1):
+            raise UserError(f"token_nano with stem={shape['stem']} needs a patch that is a power of two, not {patch}")
         build_internvl(inner, image_size=height, tasks=tasks, **shape)
     else:
         _copy_model(vlm, inner)

@@ -16,6 +16,7 @@ from vla_rl.policies.action_tokens import BinWords
 from vla_rl.policies.fast_tokens import FastWords
 from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
 from vla_rl.policies.token_vla.network import TokenNetwork, choose_trained
+from vla_rl.policies.token_vla.stem import add_stem
 
 WORDS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 """LeRobot's keys of the tokenized prompt."""
@@ -101,7 +102,9 @@ def _vision_language_model(config: TokenVLAConfig) -> Any:
 
     if config.load_vlm_weights:
         return AutoModelForImageTextToText.from_pretrained(config.vlm_model_name)
-    return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config.vlm_model_name))
+    vlm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config.vlm_model_name))
+    add_stem(vlm)
+    return vlm
 
 
 def _own_size(vlm: Any) -> int:
