@@ -145,6 +145,20 @@ def test_the_folder_can_be_moved(policy, tmp_path):
     assert json.loads((tmp_path / "moved" / "config.json").read_text())["vlm_model_name"] == "vlm"
 
 
+def test_a_stem_of_convolutions_comes_back_with_the_folder_and_learns(tmp_path):
+    policy = LeRobotPolicy(tiny.tiny_token(tmp_path / "stem", stem=4))
+    again = LeRobotPolicy(shutil.copytree(policy.path, tmp_path / "moved"))
+    picture = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    network = policy.token_head.copy()
+    seen = network.look(picture)
+    assert seen.shape[1] == 4  # as many tokens as with patches
+    torch.testing.assert_close(again.token_head.network.look(picture), seen)
+    seen.square().mean().backward()
+    stem = [p for name, p in network.named_parameters() if "patch_embeddings.layers" in name]
+    assert len(stem) == 14 and all(p.grad is not None for p in stem)
+    check_policy(policy, tiny.env_spec(), steps=1)
+
+
 def test_a_copy_learns_and_the_base_does_not(policy):
     head = policy.token_head
     network = head.copy()
@@ -179,6 +193,12 @@ def test_adapters_alone_learn(tmp_path):
 def test_bad_settings(tmp_path, settings, says):
     with pytest.raises(UserError, match=says):
         token_policy(tmp_path, features=FEATURES, **settings)
+
+
+def test_a_stem_halves_until_a_patch_is_one_number(tmp_path):
+    wide = {"observation.images.base": PolicyFeature(FeatureType.VISUAL, (3, 96, 96))}
+    with pytest.raises(UserError, match="stem=4 needs a patch that is a power of two, not 24"):
+        token_policy(tmp_path, features=(wide, FEATURES[1]), stem=4, patch=24)
 
 
 def test_other_types_have_no_words(tmp_path):

@@ -125,7 +125,9 @@ def token_policy(
                 f"token_nano needs square pictures of one size, a multiple of {2 * patch} pixels, not {height}x{width}"
             )
         if shape.get("stem", 0) and patch & (patch - 1):
-            raise UserError(f"token_nano with stem={shape['stem']} needs a patch that is a power of two, not {patch}")
+            raise UserError(
+                f"token_nano with stem={shape['stem']} needs a patch that is a power of two, not {patch}"
+            )
         build_internvl(inner, image_size=height, tasks=tasks, **shape)
     else:
         _copy_model(vlm, inner)

@@ -1,5 +1,6 @@
 """Two learners in processes of their own that make every update together, over gloo."""
 
+import functools
 import json
 import multiprocessing
 import socket
@@ -31,13 +32,30 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
 TOGETHER = ALGORITHM | {"batch_size": 32, "critic_updates": 40}
 
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["vla_rl.algorithms.factory", "vla_rl.runtime.distributed.learner", "torch.distributed.fsdp"]
+)
+"""Imported once, in the process that all others are forked from, which takes longer than most of the tests."""
+
+
 def in_two(work, *arguments):
     """What ``work(rank, meeting, *arguments)`` returns in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{probe.getsockname()[1]}"
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with PROCESSES.Pool(2) as pool:
         return pool.starmap_async(work, [(rank, meeting, *arguments) for rank in range(2)]).get(240)
+
+
+@functools.cache
+def toy():
+    """Made once in each process: cloning it takes longer than what is tested."""
+    return ToyDiffusion(bias=0.075, updates=300)
+
+
+def base():
+    return OpenLoop(toy(), 4)
 
 
 def step_on_half(rank, meeting, data):
@@ -134,7 +152,7 @@ def iterate(rank, meeting, target_kl):
         "critic_updates": 5,
     }
     settings = {"decisions": 60, "epochs": 3, "batch_size": 50, "critic_warmup": 1, "actor_lr": 1e-3}
-    learner = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+    learner = dppo(base(), SPEC, 8, **settings, **more)
     learner.reseed(rank)
     loop, made, had = Loop(PointMass(8, rank), learner.policy, learner.observe), [], []
     for _ in range(3):
@@ -267,7 +285,7 @@ def halve(rank, meeting, folder, shared):
     more = {"hidden": [32], "observation_keys": [STATE, ENV_STATE], "grad_clip": 0.1, "base_kl": 0.1}
 
     def made():
-        learner = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+        learner = dppo(base(), SPEC, 8, **settings, **more)
         if shared:
             learner.shard()
         return learner
@@ -276,7 +294,7 @@ def halve(rank, meeting, folder, shared):
     learner = made()
     learner.reseed(rank)
     torch.manual_seed(0)
-    acting = dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, **settings, **more)
+    acting = dppo(base(), SPEC, 8, **settings, **more)
     acting.acting_generator.manual_seed(rank)
     loop = Loop(PointMass(8, rank), acting.policy, acting.assemble)
     for iteration in range(2):
@@ -306,9 +324,7 @@ def test_a_policy_in_parts_learns_as_a_whole_one_and_goes_on_from_its_checkpoint
     assert all(each["parts"] == each["moments"] == total for each in whole)
     assert sum(each["parts"] for each in apart) == sum(each["moments"] for each in apart) == total
     assert max(each["parts"] for each in apart) < 0.6 * total, "each holds about half"
-    start = weights(
-        dppo(OpenLoop(ToyDiffusion(bias=0.075), 4), SPEC, 8, hidden=[32], observation_keys=[STATE])
-    )
+    start = weights(dppo(base(), SPEC, 8, hidden=[32], observation_keys=[STATE]))
     for name, value in whole[0]["weights"].items():
         moved = abs(value - start[name].numpy()).max()
         for each in apart:
@@ -319,7 +335,6 @@ def test_a_policy_in_parts_learns_as_a_whole_one_and_goes_on_from_its_checkpoint
 
 
 def test_a_compiled_policy_is_not_divided():
-    base = OpenLoop(ToyDiffusion(bias=0.075), 4)
-    learner = dppo(base, SPEC, 8, hidden=[32], observation_keys=[STATE], compile=True)
+    learner = dppo(base(), SPEC, 8, hidden=[32], observation_keys=[STATE], compile=True)
     with pytest.raises(UserError, match="algorithm.compile=true"):
         learner.shard()
