@@ -1,5 +1,6 @@
 """Every documented mistake is one line on stderr and exit code 2, before anything slow starts."""
 
+import json
 import subprocess
 import sys
 import time
@@ -65,3 +66,11 @@ def test_mistakes_are_one_line(capsys, args, expected):
     code, _, err = run(capsys, *args)
     assert code == 2
     assert expected in err and len(err.strip().splitlines()) == 1
+
+
+def test_an_expert_is_evaluated_with_the_noise_that_it_is_given(tmp_path):
+    play = ["env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_envs=2", "env.num_workers=0"]
+    for noise, successes in ((0.0, 4), (3.0, 0)):
+        asked = ["policy=expert", f"policy.noise={noise}", "episodes=4", f"json={tmp_path / 'found.json'}"]
+        assert main(["eval", *play, "env.max_episode_steps=80", *asked]) == 0
+        assert json.loads((tmp_path / "found.json").read_text())["successes"] == successes

@@ -21,6 +21,7 @@ TITLES = {
     "dsrl": "DSRL",
     "residual": "residual RL",
     "gaussian_ppo": "Gaussian PPO",
+    "token_ppo": "token PPO",
     "true_reward": "true reward",
     "critic": "critic, guarded",
     "critic_near": "critic that has seen misses, guarded",
@@ -152,8 +153,7 @@ def page(tasks: dict[str, Any], config: Any) -> str:
         "",
         f"`vla-rl bench {config.command}`: success of each seed's final policy over {config.episodes} episodes, after "
         f"{steps} environment steps; one recipe for all tasks. 95 % Wilson interval over all seeds' "
-        "episodes; in brackets each seed's success in percent. Bases: LeRobot's MultiTaskDiT on simulator "
-        f"state, {config.denoising_steps} denoising steps, cloned from a few noisy demonstrations.",
+        f"episodes; in brackets each seed's success in percent. Bases: {config.about}",
         *_own(config),
         "",
         "| task | " + " | ".join(titles) + " |",

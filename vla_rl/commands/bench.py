@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | dppo_reference | decoding | critic | vlac | filtering | rpd | sync [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | token_ppo | dppo_reference | decoding | critic | vlac | filtering | rpd | sync [key=value ...]
        vla-rl bench all | learner | ppo | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
@@ -12,6 +12,7 @@ usage: vla-rl bench collector [key=value ...]
   diffusion   DPPO, flow-DPPO, DSRL and residual RL on diffusion and flow bases, the same way
   data_study  a VLA cloned from the demonstrations of a noisy expert, of Gaussian PPO and of diffusion RL
   distillation   the specialists of data_study into one token VLA: distillation by several objectives, cloning, PPO
+  token_ppo   token PPO on small token VLAs that see pictures, from a few noisy demonstrations and sparse success
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
   rpd         PPO that is drawn to a teacher against PPO alone, from the same poor student
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
@@ -54,6 +55,7 @@ BENCHES = {
     "data_study": "vla_rl.bench.data_study",
     "dppo_reference": "vla_rl.bench.dppo_reference",
     "distillation": "vla_rl.bench.distillation",
+    "token_ppo": "vla_rl.bench.token_ppo",
     "rpd": "vla_rl.bench.rpd",
     "decoding": "vla_rl.bench.decoding",
     "critic": "vla_rl.bench.critic",

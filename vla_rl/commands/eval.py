@@ -6,7 +6,7 @@ usage: vla-rl eval policy=... env=... [episodes=N] [seed=S] [json=FILE] [videos=
   policy.path=runs/NAME             the policy a run has learned (its newest good checkpoint)
   policy=specialists "policy.paths={drawer-open-v3:runs/a,reach-v3:runs/b}"
                                     one for each task
-  policy=expert                     the scripted expert of the environment
+  policy=expert                     the scripted expert of the environment; policy.noise=0.3 as it records with that
   env=maniskill env.ids=[PushCube-v1]   see configs/env/ for the simulators
   episodes=100 seed=100000          the same seeds whatever the number of environments
   film=2 videos=DIR                 keep a video of the first episodes of each task
@@ -35,6 +35,7 @@ def run(overrides: list[str]) -> int:
 
     config = compose("eval", overrides)
     set_threads(config.threads)
+    disturbed = any(config.policy.get(name) for name in ("noise", "miss"))
     with importing_ahead(config):
         env = build(config.env)
     try:
@@ -47,6 +48,7 @@ def run(overrides: list[str]) -> int:
                 config.seed,
                 film=config.film,
                 progress=lambda n, _: bar.update(n),
+                deterministic=not disturbed,
             )
     finally:
         env.close()

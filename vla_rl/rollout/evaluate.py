@@ -35,8 +35,9 @@ def evaluate(
     *,
     film: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    deterministic: bool = True,
 ) -> Evaluation:
-    """Run ``policy`` without exploration on fixed seeds.
+    """Run ``policy`` on fixed seeds, without exploration.
 
     Each task of a multi-task batch gets ``episodes / tasks`` episodes (rounded up) with seeds ``seed``,
     ``seed + 1``, ...: the same seeds whatever the number of environments. Episodes are counted in the order they
@@ -49,6 +50,7 @@ def evaluate(
         seed: first environment seed; also seeds torch for the policy's own sampling, which is restored after.
         film: episodes per task to keep images of (renders those rows at every step).
         progress: called with (finished, wanted).
+        deterministic: False = with the policy's exploration, or the disturbance that a scripted expert is given.
     """
     ids = env.own_task_ids()
     per_task = -(-episodes // len(set(ids)))
@@ -68,7 +70,7 @@ def evaluate(
         collector.begin()
         while len(done) < len(wanted):
             _film(env, collector, videos, seed, film)
-            for episode in collector.step(deterministic=True):
+            for episode in collector.step(deterministic=deterministic):
                 key = (episode.task_id, episode.seed)
                 if key in wanted and not episode.interrupted:
                     done[key] = episode

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ConvStem(nn.Module):
-    """Pictures [B, 3, H, W] -> [B, (H / patch) (W / patch), D]; after Xiao et al. (arXiv 2106.14881).
+    """In place of InternVL's patch embeddings, after Xiao et al. (arXiv 2106.14881).
 
     A patch's one linear map can tell a small object's colour but hardly its place inside the patch, and a tower of a few
     layers that is trained on a few thousand pictures never learns it. Convolutions of stride two share what they learn
@@ -34,6 +34,7 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], hidden, 1))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] -> [B, (H / patch) (W / patch), D]."""
         return self.layers(pixel_values).flatten(2).transpose(1, 2)
 
 
