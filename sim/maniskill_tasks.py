@@ -53,6 +53,15 @@ class TableLiftCube(_SharedScene, PushCubeEnv):
         lifted = self.obj.pose.p[..., 2] > self.cube_half_size + self.lift_height
         return {"success": lifted & self.agent.is_grasping(self.obj)}
 
+    def compute_dense_reward(self, obs: Any, action: Any, info: dict) -> torch.Tensor:
+        """[B], staged as PickCube-v1's: the hand is at the cube (at most 1), holds it (1), has lifted it (1); success 4."""
+        cube = self.obj.pose.p
+        reached = 1 - torch.tanh(5 * torch.linalg.norm(cube - self.agent.tcp.pose.p, dim=1))
+        held = self.agent.is_grasping(self.obj)
+        lifted = ((cube[:, 2] - self.cube_half_size) / self.lift_height).clamp(0, 1)
+        reward = reached + held * (1 + lifted)
+        return torch.where(info["success"], torch.full_like(reward, 4.0), reward)
+
     def compute_normalized_dense_reward(self, obs: Any, action: Any, info: dict) -> torch.Tensor:
-        """None: the scene's own is about pushing."""
-        raise NotImplementedError
+        """The same, at most 1."""
+        return self.compute_dense_reward(obs, action, info) / 4

@@ -120,8 +120,9 @@ def test_a_zoom_that_shows_nothing():
         make(ADAPTER, "PushCube-v1", 1, 0, zoom=0.0)
 
 
-def test_dense_reward_is_the_tasks_own_and_pays_for_finishing_soon():
-    env = make(ADAPTER, "PushCube-v1", 1, 0, cameras=[], reward="dense")
+@pytest.mark.parametrize("id", ["PushCube-v1", "TableLiftCube-v1"])
+def test_dense_reward_is_the_tasks_own_and_pays_for_finishing_soon(id):
+    env = make(ADAPTER, id, 1, 0, cameras=[], reward="dense")
     try:
         policy = expert(env)
         observation, _ = env.reset(seed=[5])
@@ -143,7 +144,7 @@ def test_dense_reward_is_the_tasks_own_and_pays_for_finishing_soon():
     ("id", "reward", "message"),
     [
         ("PushCube-v1", "shaped", "env.reward=shaped is not one of"),
-        ("TableLiftCube-v1", "dense", "has no dense reward"),
+        ("StackPyramid-v1", "dense", "has no dense reward"),
     ],
 )
 def test_a_reward_that_the_task_has_not(id, reward, message):
