@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from vla_rl.bench.diffusion_table import (
     AT_STEPS,
     costs,
@@ -55,6 +57,26 @@ def test_the_page_compares_columns_at_equal_steps(tmp_path):
     assert "| window_open, 250000 | 95 % (1) | - | - | - |" in text
     assert f"window_open, {AT_STEPS[0]}" not in text
     assert "equal environment steps" not in page({}, compose("bench_diffusion", [f"out={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "bases"),
+    [
+        (
+            "diffusion",
+            "# Diffusion and flow policies",
+            "LeRobot's MultiTaskDiT on simulator state, 5 denoising",
+        ),
+        ("vlac", "# A vision-language critic", "LeRobot's MultiTaskDiT on simulator state, 5 denoising"),
+        ("token_ppo", "# Token PPO", "token VLAs (token_nano) that see one camera's pictures"),
+    ],
+)
+def test_each_page_says_what_its_bases_are(tmp_path, name, title, bases):
+    config = compose(f"bench_{name}", [f"out={tmp_path}"])
+    text = page({}, config)
+    assert text.startswith(title) and f"`vla-rl bench {name}`" in text and bases in text
+    assert all(asked.base in config.bases for asked in config.runs.values())
+    assert set(config.algorithms) <= set(config.runs)
 
 
 def test_a_run_in_turns_is_over_with_its_last_and_costs_all_of_them(tmp_path):
