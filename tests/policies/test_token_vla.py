@@ -15,7 +15,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 
 from vla_rl.checks.policy import check_policy
 from vla_rl.errors import UserError
-from vla_rl.policies.action_tokens import actions_of, drawn, log_probs_of, tokens_of
+from vla_rl.policies.action_tokens import actions_of, around, drawn, log_probs_of, tokens_of
 from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.nano_token import token_policy
 from vla_rl.policies.token_head import TokenHead
@@ -40,6 +40,15 @@ def test_a_number_comes_back_within_half_a_bin(number, bins):
     assert 0 <= token < bins
     assert abs(actions_of(token, bins).item() - number) <= 1 / bins + 1e-6
     assert torch.equal(tokens_of(actions_of(token, bins), bins), token)
+
+
+@given(st.floats(-1.5, 1.5), st.floats(0.02, 0.5), st.integers(16, 256))
+def test_a_blurred_word_is_a_gaussian_over_the_bins(number, width, bins):
+    middles = actions_of(torch.arange(bins), bins).double().numpy()
+    about = np.clip(number, middles[0], middles[-1])
+    wanted = scipy.stats.norm.pdf(middles, about, width)
+    found = around(torch.tensor([number], dtype=torch.float64), width, bins).exp()[0]
+    np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-5)
 
 
 def test_numbers_outside_go_to_the_outermost_bins():
@@ -114,6 +123,33 @@ def test_the_policy_says_its_likeliest_words(policy):
     words = head.network.sample(condition, head.count, 0.0)["tokens"]
     torch.testing.assert_close(output["action"], policy.actions_of_tokens(words))
     assert torch.equal(head.tokens_of(head.normalised(words)), words)
+
+
+def test_cloning_with_blur_makes_the_neighbours_of_a_word_likely_too(tmp_path):
+    policy = LeRobotPolicy(tiny.tiny_token(tmp_path / "blurred", blur=0.1))
+    head, model = policy.token_head, policy.model
+    assert model.config.blur == 0.1
+    condition, _ = policy.encode_tokens(tiny.observe(1), policy.initial_state(1))
+    chunk = torch.linspace(-0.9, 0.9, head.count).view(1, *head.shape)
+    tokens = tokens_of(chunk, head.bins).flatten(1)
+    model.condition = lambda batch: condition
+    batch = {"action": chunk, "action_is_pad": torch.zeros(1, head.shape[0], dtype=torch.bool)}
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, _ = model.forward(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05, "the divergence, which can vanish, and not the cross-entropy"
+    with torch.no_grad():
+        chances = model.network.logits(condition, tokens).softmax(-1)
+    middles = actions_of(torch.arange(head.bins), head.bins)
+    mean = (chances * middles).sum(-1)
+    std = (chances * (middles - mean[..., None]).square()).sum(-1).sqrt()
+    inner = slice(4, -4)  # at the ends of the range a side is cut off
+    assert torch.allclose(mean[:, inner], chunk.flatten(1)[:, inner], atol=0.05)
+    assert torch.allclose(std[:, inner], torch.tensor(0.1), atol=0.03)
 
 
 def test_it_looks_listens_and_feels(policy):

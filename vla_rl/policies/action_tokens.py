@@ -16,6 +16,20 @@ def actions_of(tokens: Tensor, bins: int) -> Tensor:
     return (tokens.float() + 0.5) * (2 / bins) - 1
 
 
+def around(actions: Tensor, width: Tensor | float, bins: int) -> Tensor:
+    """Log-probabilities [..., bins] of a Gaussian over the bins about each of ``actions`` [...], normalised.
+
+    Args:
+        actions: beyond -1 ... 1 the outermost bin.
+        width: standard deviation in the same units, one number or [...].
+        bins: words.
+    """
+    place = ((actions + 1) * (bins / 2) - 0.5).clamp(0, bins - 1)
+    far = torch.as_tensor(width).to(place) * (bins / 2)
+    away = (torch.arange(bins).to(place) - place[..., None]) / far[..., None]
+    return (-away.square() / 2).log_softmax(-1)
+
+
 class BinWords:
     """One word per number of a chunk [T, A], time step by time step.
 

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.errors import UserError
+from vla_rl.policies.action_tokens import around
 from vla_rl.policies.base import Observation, Policy
 from vla_rl.policies.denoised import Denoised
 from vla_rl.policies.open_loop import take
@@ -91,10 +92,7 @@ class Shown(Advised):
     def teach(self, decisions: TensorDict) -> Tensor:
         """[B, S A, bins] log-probabilities of the first words of the decisions [B] with ``advice`` and ``advice_std``."""
         advice, std = (torch.flatten(decisions[name], 1) for name in self.notes)  # pyright: ignore[reportArgumentType]
-        place = ((advice + 1) * self.bins / 2 - 0.5).clamp(0, self.bins - 1)
-        width = std.clamp(min=self.blur) * self.bins / 2
-        away = (torch.arange(self.bins).to(place) - place[..., None]) / width[..., None]
-        return (-away.square() / 2).log_softmax(-1)
+        return around(advice, std.clamp(min=self.blur), self.bins)
 
 
 def units_of(student: Denoised) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,8 @@ class TokenVLAConfig(PreTrainedConfig):
         n_action_steps: of it, how many LeRobot's own loop executes.
         bins: words of the action vocabulary; each number of an action is one.
         fast: of FAST words instead (``vla_rl.policies.fast_tokens``), as text; then ``bins`` is how many there are.
+        blur: standard deviation of the Gaussian over neighbouring bins that cloning aims at, in normalised actions (-1..1), in place of
+            the one bin: for few demonstrations, and for what reinforcement learning explores with afterwards. 0 = the one bin.
         temperature: of sampling; greedy where a policy is asked to be deterministic.
         prompt: what the model is asked; ``{task}`` is the instruction.
         tokenizer_max_length: of the prompt, in tokens.
@@ -37,6 +39,7 @@ class TokenVLAConfig(PreTrainedConfig):
     n_action_steps: int = 8
     bins: int = 256
     fast: str = ""
+    blur: float = 0.0
     temperature: float = 1.0
     prompt: str = "What should the robot do to {task}?"
     tokenizer_max_length: int = 48
@@ -62,6 +65,10 @@ class TokenVLAConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.bins < 2:
             raise ValueError(f"bins={self.bins} must be at least 2")
+        if self.blur < 0 or (self.blur and self.fast):
+            raise ValueError(
+                f"blur={self.blur} must not be negative, and FAST words have no neighbours: set 0"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0")
         if "{task}" not in self.prompt:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_rl.keys import ACTION, STATE
-from vla_rl.policies.action_tokens import BinWords
+from vla_rl.policies.action_tokens import BinWords, around, kl
 from vla_rl.policies.fast_tokens import FastWords
 from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
 from vla_rl.policies.token_vla.network import TokenNetwork, choose_trained
@@ -63,13 +63,17 @@ class TokenVLAPolicy(PreTrainedPolicy):
         return TensorDict(parts, batch_size=[len(cameras[0])])  # type: ignore[arg-type]
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy per word: of bins, of the actions that lie inside their episode."""
+        """Cross-entropy (with ``blur`` the divergence from the Gaussian) per word: of bins, of the actions that lie inside their episode."""
         tokens = self.words.encode(batch[ACTION])  # [B, N]
         logits = self.network.logits(self.condition(batch), tokens)
         inside = self.words.said(tokens)
         if self.words.end is None:  # each word is of one time step, which may lie beyond the episode's end
             inside = (~batch["action_is_pad"])[..., None].expand(-1, -1, self.shape[1]).flatten(1)
-        each = functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+        if self.config.blur:
+            aim = around(batch[ACTION].flatten(1), self.config.blur, self.config.bins)
+            each = kl(aim, logits.log_softmax(-1))
+        else:
+            each = functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         loss = (each * inside).sum() / inside.sum().clamp(min=1)
         right = ((logits.argmax(-1) == tokens) & inside).sum() / inside.sum().clamp(min=1)
         return loss, {"cross_entropy": loss.item(), "accuracy": right.item()}
