@@ -1,10 +1,13 @@
 """On-policy distillation on the toy: the student becomes its teacher; each objective against its closed form."""
 
+import copy
+
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from tensordict import TensorDict
-from toy import SPEC, PointMass, success_rate, train
+from toy import SPEC, Loop, PointMass, success_rate, train
 from toy_diffusion import ToyDiffusion
 from toy_teacher import Teacher
 from toy_tokens import BINS, ToyTokens
@@ -66,6 +69,37 @@ def test_a_teacher_without_words_teaches_by_what_it_does(student, teacher):
     before = success_rate(algorithm.eval_policy)
     train(algorithm, 16_000)
     assert success_rate(algorithm.eval_policy) > before + 0.1
+
+
+def test_how_far_apart_they_are_in_new_states_is_told_task_by_task(student, teacher):
+    torch.manual_seed(0)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 8, teacher=teacher, **SMALL | {"decisions": 32})
+    actor = algorithm.actor
+    actor.base = copy.copy(actor.base)
+    actor.base.instructions = lambda c: ["left" if x < 0 else "right" for x in c["seen"][:, 0].tolist()]
+    loop = Loop(PointMass(8, 1), algorithm.policy, algorithm.observe)
+    while not algorithm.ready:
+        loop.step()
+    algorithm._prepare()
+    batch = algorithm.batch
+    with torch.no_grad():
+        here = actor.evaluate(batch["condition"], batch["tokens"])[2].log_softmax(-1).double().numpy()
+    there = batch["teacher"].double().numpy()
+    each = scipy.special.rel_entr(np.exp(there), np.exp(here)).sum(-1).mean(1)
+    left = (batch["condition"]["seen"][:, 0] < 0).numpy()
+    assert 0 < left.sum() < len(left)
+    wanted = {
+        "disagreement": each.mean(),
+        "disagreement/left": each[left].mean(),
+        "disagreement/right": each[~left].mean(),
+    }
+    metrics = algorithm.update()
+    while "disagreement" not in metrics:
+        metrics = algorithm.update()
+    for name, value in wanted.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-2), (
+            name
+        )  # the teacher's are kept in half precision
 
 
 @pytest.mark.parametrize(("reward_weight", "passes"), [(0.0, 1), (0.1, 2)])

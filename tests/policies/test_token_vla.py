@@ -171,6 +171,13 @@ def test_it_looks_listens_and_feels(policy):
         assert (scores(**{key: value}) - before).abs().max() > 1e-4, key
 
 
+def test_it_tells_what_it_was_asked_to_do(policy):
+    observation = tiny.observe(3)
+    observation["task"] = ["lift", "push the cube to the goal", "pull the cube back"]
+    condition, _ = policy.encode_tokens(observation, policy.initial_state(3))
+    assert policy.instructions(condition) == observation["task"]
+
+
 def test_the_folder_can_be_moved(policy, tmp_path):
     shutil.copytree(policy.path, tmp_path / "moved")
     moved = LeRobotPolicy(tmp_path / "moved")

@@ -168,6 +168,15 @@ def test_what_distillation_logs_is_plotted(tmp_path, data):
         assert plot in titles
 
 
+def test_how_far_each_task_is_from_its_teacher_is_a_table(tmp_path, data):
+    first = {"step": 100, "success": 0.1, "disagreement": 0.5, "disagreement/open the door": 0.75}
+    newest = {"step": 200, "success": 0.2, "disagreement": 0.25, "disagreement/open the door": 0.125}
+    text = write_report(tmp_path, data | {"metrics": [{"step": 0}, first, newest]}).read_text()
+    assert "Distance from the teacher by task" in text
+    assert '<th scope="row">open the door</th><td>0.750</td><td>0.125</td>' in text
+    assert "by task (KL" not in write_report(tmp_path, data).read_text()
+
+
 def test_overlapping_intervals_are_said(tmp_path, data):
     page = Page(write_report(tmp_path, data | {"final": result(52)}).read_text())
     assert "The two intervals overlap" in page.text

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vla_rl.algorithms.disagreement import disagreement
 from vla_rl.algorithms.held_out import HeldOut
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.config import resolve_path
@@ -124,6 +125,7 @@ class OPD(TokenPPO):
         if teacher is not None and config.held_out:
             self.held_out = HeldOut(self.actor, resolve_path(config.held_out), config.held_out_states)
         self.forgotten = torch.zeros(())
+        self.apart: dict[str, Tensor] = {}
         if teacher is not None:
             self.taught: Taught | Shown = (
                 Taught(self.actor, teacher)
@@ -139,6 +141,7 @@ class OPD(TokenPPO):
         self.batch["teacher"] = torch.cat(scored).half().cpu()  # type: ignore[index]
         for name in self.taught.notes:
             del self.batch[name]
+        self.apart = disagreement(self.actor, self.batch, isinstance(self.taught, Shown))
         if self.config.memory:
             self.memory.append(self.batch.exclude("observation", "next_observation"))
             self.batch = self.memory.rows[: len(self.memory)]
@@ -188,7 +191,7 @@ class OPD(TokenPPO):
                 "entropy": entropy.mean(),
                 "reverse_kl": kl(here, there).mean(),
                 "agreement": (here.argmax(-1) == there.argmax(-1)).float().mean(),
-            }
+            } | self.apart
             if old is not None and new is not None:
                 metrics["approx_kl"] = ((new - old).exp() - 1 - (new - old)).mean()
         if self.held_out is not None:

@@ -125,6 +125,13 @@ class LeRobotPolicy:
         with torch.no_grad():
             return self.token_head.encode(self._batch(observation, state)), state
 
+    def instructions(self, condition: TensorDict) -> list[str]:
+        """Of ``encode_tokens``' conditions [B], the sentences: the prompts' words without what all prompts have."""
+        step: Any = next(step for step in self.before.steps if hasattr(step, "input_tokenizer"))
+        before, after = (part.strip() for part in self.config.prompt.split("{task}"))
+        texts = step.input_tokenizer.batch_decode(condition["words"], skip_special_tokens=True)
+        return [text.strip().removeprefix(before).removesuffix(after).strip() for text in texts]
+
     def actions_of_tokens(self, tokens: Tensor) -> Tensor:
         """Action chunks [B, T, A] in environment units, of words [B, T A]."""
         return self.after(self.token_head.normalised(tokens)).float().cpu()

@@ -90,6 +90,11 @@ class Spoken:
         """Chunks [B, T, A] in environment units, of the words [B, N] that are said: the base's."""
         return self.base.actions_of_tokens(tokens)  # type: ignore[attr-defined]
 
+    def instructions(self, condition: TensorDict) -> list[str]:
+        """What each of ``condition`` [B] is asked to do; nothing of a base that cannot tell."""
+        tell = getattr(self.base, "instructions", None)
+        return [] if tell is None else tell(condition)
+
     def evaluate(self, condition: TensorDict, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy [B, N] of ``tokens`` [B, N] now, 0 for filling, and the logits [B, N, bins] they come from."""
         logits = self.network.logits(condition, tokens) / self.temperature

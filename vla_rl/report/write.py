@@ -39,6 +39,9 @@ SIGNALS = {
     "How far the updates of an iteration moved the policy (KL)": {"approximate KL": "approx_kl"},
     "Entropy of the action words (nats)": {"entropy": "entropy"},
     "Distance from the teacher (KL per word, nats)": {"reverse KL": "reverse_kl"},
+    "Distance from the teacher in states not learned from yet (KL per word, nats)": {
+        "all tasks": "disagreement"
+    },
     "Same likeliest word as the teacher (share)": {"agreement": "agreement"},
     "Distance from the teacher's action": {"distance": "from_teacher"},
     "Forgotten in held-out states (KL per word, nats)": {"forgotten": "forgotten"},
@@ -262,7 +265,19 @@ def _learning(data: dict[str, Any]) -> str:
         note += f'<p class="soft">Shaded: stages of the schedule ({said}).</p>'
     figures = "".join(f"<figure><figcaption>{escape(t)}</figcaption>{svg}</figure>" for t, svg in rest if svg)
     first = "<figure><figcaption>Success against environment steps</figcaption>" + main + "</figure>"
-    return _section("Learning", f'{first}{note}<div class="two">{figures}</div>')
+    return _section("Learning", f'{first}{note}<div class="two">{figures}</div>{_apart(rows)}')
+
+
+def _apart(rows: list[dict[str, Any]]) -> str:
+    """Student and teacher, task by task, when it began and now."""
+    told = [{k.partition("/")[2]: v for k, v in row.items() if k.startswith("disagreement/")} for row in rows]
+    told = [row for row in told if row]
+    if not told:
+        return ""
+    tasks = sorted({task for row in told for task in row})
+    every = {task: [row[task] for row in told if row.get(task) is not None] for task in tasks}
+    cells = [[task, f"{line[0]:.3f}", f"{line[-1]:.3f}"] for task, line in every.items() if line]
+    return _table("Distance from the teacher by task (KL per word, nats)", ["task", "first", "newest"], cells)
 
 
 def _titled(title: str, series: dict[str, list[Point]]) -> str:
