@@ -16,6 +16,8 @@ import tiny
 
 from vla_rl.checks.policy import check_policy
 from vla_rl.errors import NonFiniteError, UserError
+from vla_rl.policies.gaussian_nano.configuration_gaussian_nano import GaussianNanoConfig
+from vla_rl.policies.gaussian_nano.modeling_gaussian_nano import GaussianNanoPolicy
 from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.nano import nano_policy
 from vla_rl.policies.nano_dit import nano_dit
@@ -418,9 +420,17 @@ def test_the_vision_tower_is_warmed_up(tmp_path, kind):
     if kind == "dit_nano":
         policy = nano_dit(tmp_path, features=features_of(samples), hidden_dim=48, num_layers=1, **small)
     elif kind == "token_nano":
-        policy = token_policy(tmp_path, features=features_of(samples), **(small | {"text_width": 64}))
+        shape = small | {"text_width": 64, "freeze_vision": True}
+        policy = token_policy(tmp_path, features=features_of(samples), **shape)
+    elif kind == "gaussian_nano":
+        inputs, outputs = features_of(samples)
+        config = GaussianNanoConfig(
+            input_features=inputs, output_features=outputs, chunk_size=4, device="cpu", push_to_hub=False
+        )
+        policy = GaussianNanoPolicy(config)
     else:
         policy = nano_policy(tmp_path, features=features_of(samples), **tiny.TINY)
+    learning = [p.requires_grad for p in policy.parameters()]
     explained = warm_start_vision(
         policy,
         samples,
@@ -431,3 +441,20 @@ def test_the_vision_tower_is_warmed_up(tmp_path, kind):
         generator=torch.Generator().manual_seed(0),
     )
     assert explained > 0.8
+    assert [p.requires_grad for p in policy.parameters()] == learning, "what was frozen stays so"
+
+
+def test_the_warm_start_looks_at_other_scenes_too(dataset, tmp_path):
+    scenes = make_dataset(tmp_path / "scenes", lengths=(3, 3, 3))
+    config = replace(VLA, vision_steps=2, vision_targets={ENV: []}, vision_datasets=[str(scenes)])
+    trainer = Pretrainer(config, [dataset], tmp_path / "out")
+    assert len(trainer.samples.last) == 15 and len(trainer.scenes.last) == 24
+    assert trainer.warm_start() is not None
+    assert trainer.scenes is trainer.samples
+    trainer.learn()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    other = make_dataset(tmp_path / "other", lengths=(2,), state=3)
+    with pytest.raises(UserError, match=r"observation.state has shape \(3,\)"):
+        Pretrainer(replace(config, vision_datasets=[str(other)]), [dataset], tmp_path / "second")
+    with pytest.raises(UserError, match="train.vision_datasets are for the visual warm start"):
+        Pretrainer(replace(config, vision_steps=0), [dataset], tmp_path / "third")

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla_rl.config import resolve_path
 from vla_rl.data.mirror import load_mirror
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ENV_STATE, STATE
@@ -69,6 +70,7 @@ class PretrainConfig:
         chunk_size: T.
         image_shift: random shift augmentation in pixels (0 = off).
         vision_steps: steps of visual warm start before (``vla_rl.pretrain_vision``; 0 = none).
+        vision_datasets: LeRobotDataset folders that it looks at besides: many scenes, in which nothing need succeed.
         vision_targets: what it regresses: key -> indices ([] = all that change); None = ``observation.state``.
         progress: folder of ``vla-rl data progress``: samples that lose progress are left out; None = all are cloned.
         mirror: name or file of a mirror map (``vla_rl.data.mirror``): every episode also as a mirror shows it; None = off.
@@ -88,6 +90,7 @@ class PretrainConfig:
     chunk_size: int = 16
     image_shift: int = 4
     vision_steps: int = 0
+    vision_datasets: list[str] = field(default_factory=list)
     vision_targets: dict[str, list[int]] | None = None
     progress: str | None = None
     mirror: str | None = None
@@ -126,8 +129,14 @@ class Pretrainer:
         if mirror is not None:
             self.samples.add_mirrored(mirror)
         self.joined = config.type in BLIND_TO_ENVIRONMENT and self.samples.join(STATE, ENV_STATE)
+        self.scenes = self.samples
         if config.vision_steps:
-            vision_targets(self.samples, self.vision_targets)
+            more = [resolve_path(folder) for folder in config.vision_datasets]
+            if more:
+                self.scenes = Samples.read([*datasets, *more], config.inputs, extra)
+            vision_targets(self.scenes, self.vision_targets)
+        elif config.vision_datasets:
+            raise UserError("train.vision_datasets are for the visual warm start: set train.vision_steps")
         torch.manual_seed(config.seed)
         self.work.mkdir(parents=True, exist_ok=True)
         self.policy, policy_config = make_policy(config, self.samples, self.work)
@@ -173,7 +182,7 @@ class Pretrainer:
             return None
         explained = warm_start_vision(
             self.policy,
-            self.samples,
+            self.scenes,
             self.vision_targets,
             steps=config.vision_steps,
             batch_size=2 * config.batch_size,
@@ -182,6 +191,7 @@ class Pretrainer:
             generator=self.generator,
             progress=progress,
         )
+        self.scenes = self.samples
         self.save()
         return explained
 

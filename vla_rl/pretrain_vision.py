@@ -87,6 +87,11 @@ def warm_start_vision(
         width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1]
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wanted.shape[1]))
     trained = [*tower, *head.parameters()]
+    frozen = [
+        p for p in tower if not p.requires_grad
+    ]  # so they stay afterwards, with what they have learned here
+    for p in frozen:
+        p.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4, fused=True)
     policy.train()
     losses = []
@@ -107,6 +112,8 @@ def warm_start_vision(
         losses.append(loss.item())
         if progress is not None:
             progress(step + 1, losses[-1])
+    for p in frozen:
+        p.requires_grad_(False).grad = None
     recent = losses[-max(1, steps // 10) :]
     return 1.0 - sum(recent) / len(recent)
 

@@ -100,11 +100,10 @@ def recorded(config: Any, name: str, source: str) -> Path:
     policy = ["policy=expert", f"policy.noise={config.noise}"]
     if source != HUMAN:
         policy = ["policy=lerobot", f"policy.path={expert_of(config, name, source)}", "deterministic=true"]
-    pictures = _pictures(config)
     most = f"attempts={100 * config.episodes}"  # of a poor expert too
     wanted = [f"episodes={config.episodes}", most, "seed=700000", f"out={out}"]
     call(
-        ["record", *environment_of(config, name), *pictures, *policy, *wanted],
+        ["record", *environment_of(config, name), *pictures(config), *policy, *wanted],
         Path(config.work) / "record.log",
     )
     return out
@@ -118,12 +117,13 @@ def environment(config: Any, names: Sequence[str], limit: int, num_workers: int 
         f"env.ids=[{ids}]",
         f"env.num_envs={len(names)}",
         f"env.max_episode_steps={limit}",
-        *_pictures(config),
+        *pictures(config),
         workers(num_workers),
     ]
 
 
-def _pictures(config: Any) -> list[str]:
+def pictures(config: Any) -> list[str]:
+    """Overrides of the cameras."""
     return [f"env.cameras=[{','.join(config.cameras)}]", f"env.image_size={config.image_size}"]
 
 

@@ -15,12 +15,13 @@ from vla_rl.bench.data_study import (
     environment,
     environment_of,
     expert_of,
+    pictures,
     recorded,
     train_experts,
 )
 from vla_rl.bench.distillation_table import write_table
 from vla_rl.config import compose
-from vla_rl.runtime.stages import ON_STATE, chosen, counted, demonstrated, pretrained, trained
+from vla_rl.runtime.stages import ON_STATE, call, chosen, counted, demonstrated, pretrained, trained
 
 CLONING = "cloning"
 CLONED = "cloned"
@@ -37,8 +38,11 @@ def run(overrides: list[str]) -> int:
     recordings: dict[str, list[Path]] = {HUMAN: []}
     if CLONING in algorithms:
         recordings[config.teacher] = []
+    scenes = []
     for name in names:
         _specialist(config, study, name)
+        if config.scenes.episodes:
+            scenes.append(_scenes(config, study, name))
         for source, folders in recordings.items():
             folders.append(recorded(study, name, source))
     env = environment(study, names, config.limit, config.num_workers)
@@ -53,7 +57,8 @@ def run(overrides: list[str]) -> int:
         counted(work / f"{name}.json", env, policy_of(config, out), episodes=config.episodes)
         return out
 
-    student = clone("student", HUMAN, list(config.student))
+    seen = [f"train.vision_datasets=[{','.join(map(str, scenes))}]"] if scenes else []
+    student = clone("student", HUMAN, [*config.student, *seen])
     for seed in config.seeds:
         for algorithm in algorithms:
             if algorithm == CLONING:
@@ -77,6 +82,18 @@ def _specialist(config: Any, study: Any, name: str) -> None:
     pretrained(
         expert_of(study, name, CLONED), [folder / "demonstrations"], settings, folder.parent / "log.txt"
     )
+
+
+def _scenes(config: Any, study: Any, name: str) -> Path:
+    """The beginnings of many episodes of a task with pictures, for the vision tower's warm start; none of them succeeds."""
+    out = Path(study.work) / "scenes" / name
+    if not (out / "meta" / "info.json").is_file():
+        count, steps = config.scenes.episodes, config.scenes.steps
+        env = [*environment_of(study, name), f"env.max_episode_steps={steps}", *pictures(study)]
+        wanted = [f"episodes={count}", f"attempts={2 * count}", "only_success=false", "seed=730000"]
+        policy = ["policy=expert", f"policy.noise={study.noise}"]
+        call(["record", *env, *policy, *wanted, f"out={out}"], Path(study.work) / "record.log")
+    return out
 
 
 def policy_of(config: Any, folder: Path) -> list[str]:

@@ -10,7 +10,8 @@ usage: vla-rl pretrain datasets=[DIR,...] out=DIR [type=smolvla_nano] [steps=N] 
   type=act inputs=[observation.state,observation.environment_state]
                                      any LeRobot policy type; inputs choose what it sees
   vision_steps=800 vision_targets={observation.environment_state:[9,10,11]}
-                                     teach a vision tower without pretrained weights to see first
+                                     teach a vision tower without pretrained weights to see first, also in
+                                     vision_datasets=[data/scenes] (vla-rl record only_success=false)
   mirror=table                       each episode also as a mirror shows it (configs/mirror; docs/mirror.md)
   out=assets/mine                    a plain LeRobot policy folder; the same command again continues
                                      an interrupted run
