@@ -178,11 +178,12 @@ class Pretrainer:
     def warm_start(self, progress: Callable[[int, float], None] | None = None) -> float | None:
         """The visual warm start, if one is asked for and training has not begun; its R squared."""
         config = self.config
+        scenes, self.scenes = self.scenes, self.samples  # let go of, also by a run that goes on
         if self.step or not config.vision_steps:
             return None
         explained = warm_start_vision(
             self.policy,
-            self.scenes,
+            scenes,
             self.vision_targets,
             steps=config.vision_steps,
             batch_size=2 * config.batch_size,
@@ -191,7 +192,6 @@ class Pretrainer:
             generator=self.generator,
             progress=progress,
         )
-        self.scenes = self.samples
         self.save()
         return explained
 

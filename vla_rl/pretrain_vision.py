@@ -87,9 +87,8 @@ def warm_start_vision(
         width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1]
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wanted.shape[1]))
     trained = [*tower, *head.parameters()]
-    frozen = [
-        p for p in tower if not p.requires_grad
-    ]  # so they stay afterwards, with what they have learned here
+    # What is frozen learns here as well, and is frozen again afterwards.
+    frozen = [p for p in tower if not p.requires_grad]
     for p in frozen:
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4, fused=True)

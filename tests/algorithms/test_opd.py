@@ -96,10 +96,8 @@ def test_how_far_apart_they_are_in_new_states_is_told_task_by_task(student, teac
     metrics = algorithm.update()
     while "disagreement" not in metrics:
         metrics = algorithm.update()
-    for name, value in wanted.items():
-        assert float(metrics[name]) == pytest.approx(value, rel=1e-2), (
-            name
-        )  # the teacher's are kept in half precision
+    for name, value in wanted.items():  # the teacher's are kept in half precision
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-2), name
 
 
 @pytest.mark.parametrize(("reward_weight", "passes"), [(0.0, 1), (0.1, 2)])

@@ -16,6 +16,11 @@ BATCH = 64
 """Decisions per pass."""
 
 
+def followed(there: Tensor, tokens: Tensor) -> Tensor:
+    """[B, N] the words that the teacher finds likeliest, ``there`` [B, S, bins], then the student's own ``tokens`` [B, N], of which it says nothing."""
+    return torch.cat([there.argmax(-1), tokens[:, there.shape[1] :]], 1)
+
+
 @torch.no_grad()
 def disagreement(student: Spoken, decisions: TensorDict, follows: bool) -> dict[str, Tensor]:
     """Mean over words of KL(teacher || student), nats; of all ``decisions`` [N] and of those of each instruction.
@@ -29,10 +34,9 @@ def disagreement(student: Spoken, decisions: TensorDict, follows: bool) -> dict[
     device = next(student.network.parameters()).device
     for part in decisions.split(BATCH):
         there, tokens = part["teacher"].to(device).float(), part["tokens"].to(device)
-        heard = there.shape[1]
-        said = torch.cat([there.argmax(-1), tokens[:, heard:]], 1) if follows else tokens
+        said = followed(there, tokens) if follows else tokens
         _, _, logits = student.evaluate(part["condition"].to(device), said)
-        here = logits[:, :heard].log_softmax(-1)
+        here = logits[:, : there.shape[1]].log_softmax(-1)
         found.append(kl(there, here).mean(1).cpu())
     apart = torch.cat(found)
     means = {NAME: apart.mean()}

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vla_rl.algorithms.disagreement import disagreement
+from vla_rl.algorithms.disagreement import disagreement, followed
 from vla_rl.algorithms.held_out import HeldOut
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
 from vla_rl.config import resolve_path
@@ -179,8 +179,9 @@ class OPD(TokenPPO):
         if config.reward_weight or not follows:
             _, old, new, entropy, logits = self.said(which)
         if follows:
-            theirs = torch.cat([there.argmax(-1), tokens[:, heard:]], 1)
-            _, entropy, logits = self.actor.evaluate(batch["condition"][which].to(device), theirs)
+            _, entropy, logits = self.actor.evaluate(
+                batch["condition"][which].to(device), followed(there, tokens)
+            )
         here = logits[:, :heard].log_softmax(-1)
         own = batch["own"][which].to(logits)[:, None]  # what a person did says nothing of these words
         before = old if old is None else old[:, :heard]

@@ -270,13 +270,13 @@ def _learning(data: dict[str, Any]) -> str:
 
 def _apart(rows: list[dict[str, Any]]) -> str:
     """Student and teacher, task by task, when it began and now."""
-    told = [{k.partition("/")[2]: v for k, v in row.items() if k.startswith("disagreement/")} for row in rows]
-    told = [row for row in told if row]
-    if not told:
-        return ""
-    tasks = sorted({task for row in told for task in row})
-    every = {task: [row[task] for row in told if row.get(task) is not None] for task in tasks}
-    cells = [[task, f"{line[0]:.3f}", f"{line[-1]:.3f}"] for task, line in every.items() if line]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            name, _, task = key.partition("/")
+            if name == "disagreement" and task and value is not None:
+                found.setdefault(task, []).append(value)
+    cells = [[task, f"{line[0]:.3f}", f"{line[-1]:.3f}"] for task, line in sorted(found.items())]
     return _table("Distance from the teacher by task (KL per word, nats)", ["task", "first", "newest"], cells)
 
 
