@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import IMAGES
 from vla_rl.nn.step_size import warmed_cosine
+from vla_rl.policies.token_vla.keypoints import KeypointTowers
 from vla_rl.pretrain_data import Samples
 
 
@@ -84,7 +85,7 @@ def warm_start_vision(
     cameras = [key for key in samples.arrays if key.startswith(IMAGES)]
     wanted = vision_targets(samples, targets)
     with torch.no_grad():
-        width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1]
+        width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1] * len(cameras)
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wanted.shape[1]))
     trained = [*tower, *head.parameters()]
     # What is frozen learns here as well, and is frozen again afterwards.
@@ -99,8 +100,9 @@ def warm_start_vision(
             group["lr"] = lr * warmed_cosine(1.0, 50, step, steps)
         pick = torch.randint(len(wanted), (batch_size,), generator=generator)
         images = _picture(samples, cameras, pick, shift)
-        seen = head(see(images))
-        loss = (seen - wanted[pick].repeat(len(cameras), 1)).square().mean()
+        # From all cameras together: where one does not see a thing, or how far away it is, another may.
+        together = see(images).unflatten(0, (len(cameras), -1)).transpose(0, 1).flatten(1)
+        loss = (head(together) - wanted[pick]).square().mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
@@ -127,7 +129,16 @@ def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[
     if policy.config.type == "token_vla":
         vlm = policy.network.vlm.model
         trained = [*vlm.vision_tower.parameters(), *vlm.multi_modal_projector.parameters()]
-        return trained, lambda images: policy.network.look(images).float().flatten(1)
+        own = isinstance(vlm.vision_tower, KeypointTowers)
+        count = sum(key.startswith(IMAGES) for key in samples.arrays) if own else 1
+
+        def looked(images: Tensor) -> Tensor:
+            parts = images.chunk(count)  # the first camera alone is one part
+            return torch.cat(
+                [policy.network.look(part, i).float().flatten(1) for i, part in enumerate(parts)]
+            )
+
+        return trained, looked
     if policy.config.type == "gaussian_nano" and policy.cameras is not None:
         own = dict(zip(policy.cameras.keys, policy.cameras.cameras, strict=True))
         nets = [own[key] for key in samples.arrays if key in own]

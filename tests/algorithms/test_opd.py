@@ -100,6 +100,65 @@ def test_how_far_apart_they_are_in_new_states_is_told_task_by_task(student, teac
         assert float(metrics[name]) == pytest.approx(value, rel=1e-2), name
 
 
+ASKING = SMALL | {"objective": "forward", "memory": 2000, "ask_every": 2}
+
+
+def test_the_teacher_may_be_asked_within_chunks_too(student, teacher, tmp_path):
+    torch.manual_seed(0)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 8, teacher=Mute(teacher), **ASKING | {"decisions": 32})
+    env = PointMass(8, 1)
+    loop, met = Loop(env, algorithm.policy, algorithm.observe), []
+    while not algorithm.ready:
+        met.append(torch.cat([env.observe()[STATE], env.observe()[ENV_STATE]], 1))
+        loop.step()
+    began = len(algorithm.decisions)
+    algorithm._prepare()
+    kept = algorithm.memory.rows[: len(algorithm.memory)]
+    # Each decision is of four steps, in the middle of which the teacher is asked once more, unless the episode is over.
+    assert began < len(kept) <= 2 * began and kept["own"].all()
+    within = kept[began:]
+    places = torch.cat(met)
+    assert all((places == seen).all(1).any() for seen in within["condition"]["seen"]), "states that were met"
+    assert not set(map(tuple, within["condition"]["seen"].tolist())) & set(
+        map(tuple, kept[:began]["condition"]["seen"].tolist())
+    )
+    seen = within["condition"]["seen"]
+    state = {STATE: seen[:, : SPEC.state_dim], ENV_STATE: seen[:, SPEC.state_dim :]}
+    wanted = teacher.act(state, teacher.initial_state(len(seen)))[0]["action"]
+    words = student.token_head.tokens_of(wanted)
+    assert (within["teacher"].argmax(-1) == words).all()
+    assert algorithm.left == 2 * algorithm._batches(began), "more states, not more updates"
+    algorithm.update()
+    while algorithm.left:
+        algorithm.update()
+    algorithm.save(tmp_path / "saved")
+    again = opd(OpenLoop(student, 4), SPEC, 8, teacher=Mute(teacher), **ASKING | {"decisions": 32})
+    again.load(tmp_path / "saved")
+    assert (again.memory.rows[: len(kept)]["teacher"] == kept["teacher"]).all()
+
+
+def test_asked_within_chunks_it_teaches(student, teacher):
+    torch.manual_seed(0)
+    algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Mute(teacher), **ASKING)
+    metrics = train(algorithm, 8000)
+    assert metrics[-1]["disagreement"] < 0.5 * metrics[0]["disagreement"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"memory": 0}, "with memory above 0"),
+        ({"objective": "reverse"}, "is for objective=forward or hard"),
+        ({"ask_every": -1}, "algorithm.ask_every=-1"),
+    ],
+)
+def test_where_nobody_can_be_asked_within_chunks(student, teacher, changed, says):
+    with pytest.raises(UserError, match=says):
+        opd(OpenLoop(student, 4), SPEC, 8, teacher=Mute(teacher), **ASKING | changed)
+    with pytest.raises(UserError, match="is for teachers that act"):
+        opd(OpenLoop(student, 4), SPEC, 8, teacher=teacher, **ASKING)
+
+
 @pytest.mark.parametrize(("reward_weight", "passes"), [(0.0, 1), (0.1, 2)])
 def test_the_students_own_words_are_scored_anew_only_for_the_reward(student, teacher, reward_weight, passes):
     settings = SMALL | {"objective": "forward", "reward_weight": reward_weight, "critic_warmup": 0}

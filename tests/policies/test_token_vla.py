@@ -202,6 +202,22 @@ def test_a_stem_of_convolutions_comes_back_with_the_folder_and_learns(tmp_path):
     check_policy(policy, tiny.env_spec(), steps=1)
 
 
+def test_keypoints_come_back_with_the_folder_and_learn(tmp_path):
+    policy = LeRobotPolicy(tiny.tiny_token(tmp_path / "places", keypoints=8, vision_width=32))
+    again = LeRobotPolicy(shutil.copytree(policy.path, tmp_path / "moved"))
+    network = policy.token_head.copy()
+    count = len(policy.spec.image_keys)
+    pictures = torch.randint(0, 255, (2, count, 3, 64, 64), dtype=torch.uint8)
+    seen = network.see(pictures)
+    assert seen.shape[1] == 4 * count
+    torch.testing.assert_close(again.token_head.network.see(pictures), seen)
+    seen.square().mean().backward()
+    tower = [p for name, p in network.named_parameters() if "vision_tower" in name]
+    assert len(tower) == count * 15 and all(p.grad is not None for p in tower)
+    assert not any("multi_modal_projector" in name for name, _ in network.named_parameters())
+    check_policy(policy, tiny.env_spec(), steps=1)
+
+
 def test_a_copy_learns_and_the_base_does_not(policy):
     head = policy.token_head
     network = head.copy()
@@ -242,6 +258,23 @@ def test_a_stem_halves_until_a_patch_is_one_number(tmp_path):
     wide = {"observation.images.base": PolicyFeature(FeatureType.VISUAL, (3, 96, 96))}
     with pytest.raises(UserError, match="stem=4 needs a patch that is a power of two, not 24"):
         token_policy(tmp_path, features=(wide, FEATURES[1]), stem=4, patch=24)
+
+
+def test_each_camera_has_its_own_tower(tmp_path):
+    inputs = {
+        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)) for name in ("a", "b")
+    }
+    settings = {"keypoints": 4, "vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1}
+    network = token_policy(tmp_path, features=(inputs, FEATURES[1]), **settings).network
+    picture = torch.randint(0, 255, (1, 1, 3, 64, 64), dtype=torch.uint8)
+    first, second = network.see(picture.expand(1, 2, -1, -1, -1)).chunk(2, 1)
+    assert (first - second).abs().max() > 1e-4
+    torch.testing.assert_close(network.look(picture[:, 0], 1), second)
+
+
+def test_one_tower_at_a_time(tmp_path):
+    with pytest.raises(UserError, match="keypoints and stem are two towers"):
+        token_policy(tmp_path, features=FEATURES, stem=4, keypoints=8)
 
 
 def test_other_types_have_no_words(tmp_path):

@@ -28,6 +28,9 @@ class Decisions:
         keys: observation keys to keep.
         carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
             where the episode ended.
+        between: of what was decided, the keys that ``noticed`` is told of in up to ``places`` states within each decision, too:
+            its field ``between`` [places], with ``there``; () = none.
+        places: how many.
         limit_ends: a time limit ends an episode for good, as a failure: nothing is expected after it, and observations have
             ``ELAPSED``, without which nobody could expect what is right.
         number: of the episode under way in a row, where decisions wait for what others of their group come to
@@ -41,7 +44,10 @@ class Decisions:
         carry: Sequence[str] = (),
         number: Callable[[int], int] | None = None,
         limit_ends: bool = False,
+        between: Sequence[str] = (),
+        places: int = 0,
     ) -> None:
+        self.between, self.places = tuple(between), places
         self.limit_ends = limit_ends
         self.keys = tuple(key for key in keys if key != ELAPSED)
         self.carry, self.number = tuple(carry), number
@@ -62,6 +68,14 @@ class Decisions:
         for index, row in enumerate(rows.tolist()):
             self._fresh[row] = kept[index]  # type: ignore[assignment]
 
+    def noticed(self, rows: Tensor, places: Tensor, what: TensorDict) -> None:
+        """The keys ``between`` [k] in states within the decisions under way in ``rows`` [k], each of them at its ``places`` [k]."""
+        for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+            if (current := self._open.get(row)) is not None:
+                here: Any = what[index]
+                here["there"] = torch.tensor(True)
+                current["between"][place] = here  # type: ignore[index]
+
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Frames of the collector (its docstring has their format)."""
         over = frames["terminated"] | frames["truncated"] if self.limit_ends else frames["terminated"]
@@ -77,7 +91,7 @@ class Decisions:
                     seen[ELAPSED] = torch.tensor([float(self._elapsed[row])])
                 self._close(row, seen, final[index], fresh)
                 if fresh is not None and not final[index]:
-                    self._open[row] = _opened(fresh, seen)
+                    self._open[row] = self._opened(fresh, seen)
             self._elapsed[row] = 0 if final[index] else self._elapsed[row] + 1 - int(forget[index])
             current = self._open.get(row)
             if current is None or final[index]:
@@ -88,6 +102,15 @@ class Decisions:
             if forget[index]:  # rewound: what this chunk led to did not happen
                 del self._open[row]
                 self._end(row)
+
+    def _opened(self, fresh: TensorDict, seen: TensorDict) -> TensorDict:
+        flags = {"reward": torch.tensor(0.0), "terminated": torch.tensor(False), "own": torch.tensor(True)}
+        parts: dict[str, Any] = {**dict(fresh.items()), "observation": seen.clone(), **flags}
+        if self.places:
+            empty: Any = fresh.select(*self.between).expand(self.places).clone().zero_()
+            empty["there"] = torch.zeros(self.places, dtype=torch.bool)
+            parts["between"] = empty
+        return TensorDict(parts, batch_size=[])
 
     def _end(self, row: int) -> None:
         """Nothing follows the newest decision of a row."""
@@ -211,11 +234,6 @@ class Decisions:
         self._closed = [[next(parts) for _ in range(n)] for n in lengths]
         if self.number is not None:
             self.settled = sum(not d["advantage"].isnan() for row in self._closed for d in row)
-
-
-def _opened(fresh: TensorDict, seen: TensorDict) -> TensorDict:
-    flags = {"reward": torch.tensor(0.0), "terminated": torch.tensor(False), "own": torch.tensor(True)}
-    return TensorDict({**dict(fresh.items()), "observation": seen.clone(), **flags}, batch_size=[])
 
 
 def _pad(column: Tensor, lengths: list[int]) -> Tensor:

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.algorithms.disagreement import disagreement, followed
@@ -34,6 +36,7 @@ from vla_rl.policies.action_tokens import kl
 from vla_rl.policies.advised import Shown
 from vla_rl.policies.base import Policy
 from vla_rl.policies.taught import Taught, has_words
+from vla_rl.policies.watched import Watched, looks
 
 OBJECTIVES = ("reverse", "reverse_sampled", "forward", "hard")
 
@@ -57,6 +60,8 @@ class OPDConfig(TokenPPOConfig):
         memory: decisions of this and earlier iterations that an iteration's updates draw from, as many updates as its own
             ask for: what the teacher says in a state stays true whoever came there (DAgger, arXiv 1011.0686). 0 = this
             iteration's alone.
+        ask_every: a wordless teacher is also asked at every so manieth step within a chunk, and what it says is kept in ``memory``,
+            which then counts states: more of them, of as many episodes, for a picture each. 0 = only where a chunk begins.
         samples: draws of a wordless teacher's action per state.
         teacher_blur: least deviation of a wordless teacher's Gaussian; the student's words cover -1..1. Much
             narrower than a word's own spread, it makes ``reverse`` explode.
@@ -75,6 +80,7 @@ class OPDConfig(TokenPPOConfig):
     reward_weight: float = 0.0
     ratio_cap: float = 2.0
     memory: int = 0
+    ask_every: int = 0
     samples: int = 1
     teacher_blur: float = 0.1
     held_out: str | None = None
@@ -118,6 +124,7 @@ class OPD(TokenPPO):
                 f"algorithm.memory={config.memory}: reward and reverse_sampled learn from words that were just drawn; set memory=0, "
                 "or reward_weight=0 and an exact objective"
             )
+        check_asking(config, teacher)
         super().__init__(config, base, env_spec, num_envs, device)
         self.memory = Ring(config.memory)
         self.learns_value &= config.reward_weight > 0
@@ -134,19 +141,40 @@ class OPD(TokenPPO):
             )
             self.explore(self.taught)
 
+    def explore(self, policy: Policy) -> None:
+        """As ``ChunkPPO``, with ``ask_every`` looking again within chunks."""
+        super().explore(policy)
+        if (every := self.config.ask_every) and isinstance(policy, Shown):
+            horizon, decisions = self.policy.horizon, self.decisions
+            decisions.between, decisions.places = ("condition", *policy.notes), looks(horizon, every)
+            self.policy = Watched(policy, horizon, every, decisions.decided, decisions.noticed)
+
     def _prepare(self) -> None:
         super()._prepare()
         assert self.batch is not None
-        scored = [self.taught.teach(part) for part in self.batch.split(TEACHER_BATCH)]
-        self.batch["teacher"] = torch.cat(scored).half().cpu()  # type: ignore[index]
-        for name in self.taught.notes:
-            del self.batch[name]
+        between: Any = self.batch.pop("between", None)
+        self._teach(self.batch)
         self.apart = disagreement(self.actor, self.batch, isinstance(self.taught, Shown))
         if self.config.memory:
-            self.memory.append(self.batch.exclude("observation", "next_observation"))
+            decided = self.batch.exclude("observation", "next_observation")
+            self.memory.append(decided)
+            if between is not None and between["there"].any():
+                seen = between[between["there"]].exclude("there")
+                self._teach(seen)
+                # Nothing was decided in these states: of what else is kept there is nothing.
+                more: Any = decided[:1].expand(len(seen)).clone().zero_().update(seen)
+                more["own"] = torch.ones_like(more["own"])
+                self.memory.append(more)
             self.batch = self.memory.rows[: len(self.memory)]
         if self.held_out is not None:
             self.forgotten = self.held_out.moved()
+
+    def _teach(self, states: TensorDict) -> None:
+        """What the teacher has to say in ``states`` [N], in place of the notes that it says it from."""
+        scored = [self.taught.teach(part) for part in states.split(TEACHER_BATCH)]
+        states["teacher"] = torch.cat(scored).half().cpu()
+        for name in self.taught.notes:
+            del states[name]
 
     def save(self, folder: Path, *, replay: bool = True) -> None:
         """As ``ChunkPPO``, with the decisions that are kept."""
@@ -202,6 +230,26 @@ class OPD(TokenPPO):
             loss = loss + config.reward_weight * more
             metrics |= found
         return loss, metrics
+
+
+def check_asking(config: OPDConfig, teacher: Policy | None) -> None:
+    """Refuse ``ask_every`` where nothing is learned from states in which the student said nothing.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not config.ask_every:
+        return
+    objectives = {config.objective, config.first_objective or config.objective}
+    if config.ask_every < 0 or not config.memory or objectives - {"forward", "hard"}:
+        raise UserError(
+            f"algorithm.ask_every={config.ask_every} is for objective=forward or hard with memory above 0: the student says nothing "
+            "within a chunk, and what the teacher says there is kept in memory"
+        )
+    if teacher is not None and has_words(teacher):
+        raise UserError(
+            f"algorithm.ask_every={config.ask_every} is for teachers that act: one with words scores the student's; set 0"
+        )
 
 
 def distilled(

@@ -85,14 +85,14 @@ def _specialist(config: Any, study: Any, name: str) -> None:
 
 
 def _scenes(config: Any, study: Any, name: str) -> Path:
-    """The beginnings of many episodes of a task with pictures, for the vision tower's warm start; none of them succeeds."""
+    """Pictures of many scenes of a task, for the vision tower's warm start."""
     out = Path(study.work) / "scenes" / name
     if not (out / "meta" / "info.json").is_file():
-        count, steps = config.scenes.episodes, config.scenes.steps
-        env = [*environment_of(study, name), f"env.max_episode_steps={steps}", *pictures(study)]
-        wanted = [f"episodes={count}", f"attempts={2 * count}", "only_success=false", "seed=730000"]
+        asked = config.scenes
+        env = [*environment_of(study, name), *pictures(study)]
+        wanted = [f"episodes={asked.episodes}", f"stills={asked.stills}", f"stills_within={asked.within}"]
         policy = ["policy=expert", f"policy.noise={study.noise}"]
-        call(["record", *env, *policy, *wanted, f"out={out}"], Path(study.work) / "record.log")
+        call(["record", *env, *policy, *wanted, "seed=730000", f"out={out}"], Path(study.work) / "record.log")
     return out
 
 

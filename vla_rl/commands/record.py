@@ -7,13 +7,18 @@ usage: vla-rl record env=... policy=expert episodes=N out=DIR [seed=S] [only_suc
   episodes=60 seed=50000             episode i begins from seed + i
   out=data/table                     a LeRobotDataset v3; the same command again continues an interrupted one
 
+  stills=3 stills_within=60          of each episode only so many steps, drawn from its first 60: pictures of many scenes, for
+                                     train.vision_datasets of vla-rl pretrain; episodes=N is then how many scenes
+
 Examples:
   vla-rl record env=table policy=expert policy.noise=0.1 episodes=300 out=data/table
+  vla-rl record env=table policy.noise=0.5 episodes=600 stills=3 seed=90000 out=data/scenes
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vla_rl.config import build, compose
 from vla_rl.runtime.progress import track
@@ -37,6 +42,9 @@ def run(overrides: list[str]) -> int:
     try:
         policy, operator = load_policy(config.policy, env), load_teleoperator(config.get("teleop"), env)
         policy = policy if operator is None else Intervened(policy, operator)
+        if config.stills:
+            _stills(config, env, policy)
+            return 0
         with track("record", config.episodes, unit="episode") as bar:
             summary = record(
                 env,
@@ -52,9 +60,31 @@ def run(overrides: list[str]) -> int:
             )
     finally:
         env.close()
-    print(", ".join(f"{key} {value}" for key, value in summary.items()))
-    print(f"wrote {config.out}")
+    _tell(summary, config.out)
     return 0
+
+
+def _stills(config: Any, env: Any, policy: Any) -> None:
+    """A few pictures of each of many scenes."""
+    from vla_rl.data.stills import record_stills
+
+    with track("record", config.episodes, unit="scene") as bar:
+        summary = record_stills(
+            env,
+            policy,
+            config.episodes,
+            Path(config.out),
+            stills=config.stills,
+            within=config.stills_within,
+            seed=config.seed,
+            progress=bar.update,
+        )
+    _tell(summary, config.out)
+
+
+def _tell(summary: dict[str, Any], out: str) -> None:
+    print(", ".join(f"{key} {value}" for key, value in summary.items()))
+    print(f"wrote {out}")
 
 
 def with_policy(overrides: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, INTERVENTION, STATE, TASK, image_key
-from vla_rl.policies.base import Policy, check_compatible
+from vla_rl.policies.base import Observation, Policy, check_compatible
 from vla_rl.policies.intervened import Intervened
 
 
@@ -80,10 +80,12 @@ def record(
             no space left, too few successes.
     """
     out = Path(out)
-    policy = _stepwise(policy)
+    policy = stepwise(policy)
     spec = env.env_spec
-    settings = _settings(env, policy, episodes, seed, only_success, cameras, deterministic, policy_id)
-    finished = _finished(out, settings)
+    settings = recording_settings(
+        env, policy, episodes, seed, only_success, cameras, deterministic, policy_id
+    )
+    finished = finished_recording(out, settings)
     if finished is not None:
         return finished
     with disk_errors(out):
@@ -118,7 +120,7 @@ def _adopt(live: Live, attempts: Attempts) -> None:
         attempts.finish(attempt, _stack(frames, final, task, attempts.settings["seed"] + attempt))
 
 
-def _stepwise(policy: Policy) -> Policy:
+def stepwise(policy: Policy) -> Policy:
     """``policy``, or its open-loop execution when it gives chunks."""
     if not policy.spec.chunk_length:
         return policy
@@ -127,15 +129,15 @@ def _stepwise(policy: Policy) -> Policy:
     return OpenLoop(policy, horizon=policy.spec.chunk_length)
 
 
-def _settings(
+def recording_settings(
     env: VlaVectorEnv,
     policy: Policy,
     episodes: int,
     seed: int,
-    only_success: bool,
-    cameras: Sequence[str] | None,
-    deterministic: bool,
-    policy_id: str | None,
+    only_success: bool = False,
+    cameras: Sequence[str] | None = None,
+    deterministic: bool = False,
+    policy_id: str | None = None,
 ) -> dict[str, Any]:
     """What the data set is a function of, as JSON; checks all of it before anything slow starts."""
     spec, tasks = env.env_spec, list(dict.fromkeys(env.task_ids()))
@@ -168,7 +170,7 @@ def _settings(
     } | ({"columns": [INTERVENTION]} if isinstance(policy, Intervened) else {})
 
 
-def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def finished_recording(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The summary when ``out`` already is this very recording; None when it is free to be created."""
     if not out.exists():
         return None
@@ -204,7 +206,7 @@ def _play(
     seeds = [first_seed + (a if a is not None else 0) for a in playing]  # idle rows are stepped, not stored
     frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(size)]
     observation, _ = env.reset(seed=seeds)
-    state = _begin(policy, policy.initial_state(size), range(size), seeds)
+    state = begun(policy, policy.initial_state(size), range(size), seeds)
     while True:
         active = [row for row in range(size) if playing[row] is not None]
         if not active:
@@ -212,18 +214,13 @@ def _play(
         needs = policy.needs_images(state).tolist() if policy.spec.image_keys else [False] * size
         rows = [r for r in range(size) if needs[r] or (cameras and playing[r] is not None)]
         images = env.look(rows) if rows else {}
-        seen = dict(observation)
-        for key in policy.spec.image_keys:
-            height, width = spec.cameras[key]
-            seen[key] = torch.zeros(size, 3, height, width, dtype=torch.uint8)
-            if rows:
-                seen[key][rows] = images[key].cpu()
+        seen = shown(env, policy, observation, images, rows)
         output, state = policy.act(seen, state, deterministic=deterministic)
         action = torch.minimum(torch.maximum(checked_action(output["action"], spec, size), low), high)
         for row in active:
-            frame = {key: _copy(observation[key][row]) for key in state_keys}
-            frame |= {key: _copy(images[key][rows.index(row)]) for key in cameras}
-            frame[ACTION] = _copy(action[row])
+            frame = {key: copied(observation[key][row]) for key in state_keys}
+            frame |= {key: copied(images[key][rows.index(row)]) for key in cameras}
+            frame[ACTION] = copied(action[row])
             if INTERVENTION in features:
                 frame[INTERVENTION] = np.array([bool(output["intervention"][row])])
             frames[row].append(frame)
@@ -235,7 +232,7 @@ def _play(
             attempt = playing[row]
             if rewound[row]:
                 del frames[row][-rewound[row] :]
-                state = _begin(policy, state, [row], seeds)  # a chunk planned before is stale
+                state = begun(policy, state, [row], seeds)  # a chunk planned before is stale
                 if live is not None and attempt is not None:
                     live.forget(attempt, rewound[row] - 1)  # the last one is not in it yet
                 continue
@@ -262,8 +259,8 @@ def _play(
                 if live is not None:
                     live.end(attempt)
                 continue
-            final = {key: _copy(observation[key][row]) for key in state_keys}
-            final |= {key: _copy(final_images[key][i]) for key in cameras}
+            final = {key: copied(observation[key][row]) for key in state_keys}
+            final |= {key: copied(final_images[key][i]) for key in cameras}
             attempts.finish(attempt, _stack(frames[row], final, tasks[row], first_seed + attempt))
             if live is not None:
                 live.end(attempt)
@@ -275,10 +272,10 @@ def _play(
             seeds[row] = first_seed + (playing[row] or 0)
         mask = torch.tensor(done)
         observation, _ = env.reset(seed=seeds, options={"reset_mask": mask})
-        state = _begin(policy, state, mask.nonzero().flatten().tolist(), seeds)
+        state = begun(policy, state, mask.nonzero().flatten().tolist(), seeds)
 
 
-def _begin(policy: Policy, state: TensorDict, rows: Iterable[int], seeds: list[int]) -> TensorDict:
+def begun(policy: Policy, state: TensorDict, rows: Iterable[int], seeds: list[int]) -> TensorDict:
     """``state`` with the policy's state of ``rows`` begun anew, each drawn under its episode's seed.
 
     So a policy whose randomness starts from its state (a noise key) is a function of the seed as well.
@@ -291,7 +288,24 @@ def _begin(policy: Policy, state: TensorDict, rows: Iterable[int], seeds: list[i
     return state
 
 
-def _copy(value: torch.Tensor) -> np.ndarray:
+def shown(
+    env: VlaVectorEnv,
+    policy: Policy,
+    observation: Observation,
+    images: dict[str, torch.Tensor],
+    rows: list[int],
+) -> Observation:
+    """The observation with those pictures [k, ...], of ``rows`` [k], that the policy reads; zeros elsewhere."""
+    seen = dict(observation)
+    for key in policy.spec.image_keys:
+        height, width = env.env_spec.cameras[key]
+        seen[key] = torch.zeros(env.num_envs, 3, height, width, dtype=torch.uint8)
+        if rows:
+            seen[key][rows] = images[key].cpu()
+    return seen
+
+
+def copied(value: torch.Tensor) -> np.ndarray:
     """A numpy copy: environments may reuse their (shared) memory at the next step."""
     return value.detach().cpu().numpy().copy()
 

@@ -89,6 +89,12 @@ class Shown(Advised):
         super().__init__(student, teacher, units_of_words(student), samples)
         self.bins, self.blur = student.head.bins, blur
 
+    def noted(self, observation: Observation, state: TensorDict) -> TensorDict:
+        """``condition`` and the ``notes`` [B] of a state in which nothing is decided."""
+        condition, _ = self.student.encode_tokens(observation, state)
+        rows = len(condition)
+        return TensorDict({"condition": condition, **self.ask(observation, rows)}, batch_size=[rows])
+
     def teach(self, decisions: TensorDict) -> Tensor:
         """[B, S A, bins] log-probabilities of the first words of the decisions [B] with ``advice`` and ``advice_std``."""
         advice, std = (torch.flatten(decisions[name], 1) for name in self.notes)  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ from vla_rl.errors import UserError
 from vla_rl.policies.inside import VLM_FOLDER
 from vla_rl.policies.nano import refuse_unknown, train_bpe
 
-VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch", "stem")
+VLM_SETTINGS = ("text_width", "text_layers", "vision_width", "vision_layers", "patch", "stem", "keypoints")
 """Settings of ``build_internvl`` that change the size of the model."""
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>")
@@ -28,6 +28,8 @@ def build_internvl(
     vision_layers: int = 3,
     patch: int = 16,
     stem: int = 0,
+    keypoints: int = 0,
+    cameras: int = 1,
     tasks: Sequence[str] = (),
 ) -> None:
     """Write configuration and tokenizer of a small InternVL (random weights are made at load).
@@ -42,6 +44,9 @@ def build_internvl(
         patch: patch size in pixels.
         stem: channels after the first of the convolutions that stand in place of the patches' linear map, which sees small
             objects better (``ConvStem``; the patch a power of two); 0 = the linear map.
+        keypoints: maps of a tower of ``vision_layers`` + 2 convolutions of ``vision_width`` channels that says where things are, one
+            for each camera, in place of a vision transformer (``KeypointTower``: four tokens of each picture); 0 = the transformer.
+        cameras: how many.
         tasks: sentences added to the tokenizer's corpus.
     """
     from transformers import InternVLConfig, PreTrainedTokenizerFast
@@ -74,6 +79,8 @@ def build_internvl(
             "image_size": [image_size, image_size],
             "patch_size": [patch, patch],
             "stem": stem,
+            "keypoints": keypoints,
+            "cameras": cameras,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=(image_size // patch // 2) ** 2,
@@ -112,7 +119,8 @@ def token_policy(
     inputs, outputs = features
     known = [*VLM_SETTINGS, *(f.name for f in fields(TokenVLAConfig))]
     refuse_unknown("token_vla", settings, known)
-    sizes = {f.shape for f in inputs.values() if f.type.name == "VISUAL"}
+    cameras = [f.shape for f in inputs.values() if f.type.name == "VISUAL"]
+    sizes = set(cameras)
     if not sizes:
         raise UserError(f"token_vla needs a camera; the inputs are {', '.join(inputs)}")
     shape = {name: settings.pop(name) for name in VLM_SETTINGS if name in settings}
@@ -128,7 +136,9 @@ def token_policy(
             raise UserError(
                 f"token_nano with stem={shape['stem']} needs a patch that is a power of two, not {patch}"
             )
-        build_internvl(inner, image_size=height, tasks=tasks, **shape)
+        if shape.get("keypoints", 0) and shape.get("stem", 0):
+            raise UserError("token_nano: keypoints and stem are two towers; set one of them to 0")
+        build_internvl(inner, image_size=height, cameras=len(cameras), tasks=tasks, **shape)
     else:
         _copy_model(vlm, inner)
     config = TokenVLAConfig(

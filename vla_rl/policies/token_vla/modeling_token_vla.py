@@ -15,6 +15,7 @@ from vla_rl.keys import ACTION, STATE
 from vla_rl.policies.action_tokens import BinWords, around, kl
 from vla_rl.policies.fast_tokens import FastWords
 from vla_rl.policies.token_vla.configuration_token_vla import TokenVLAConfig
+from vla_rl.policies.token_vla.keypoints import add_keypoints
 from vla_rl.policies.token_vla.network import TokenNetwork, choose_trained
 from vla_rl.policies.token_vla.stem import add_stem
 
@@ -108,6 +109,7 @@ def _vision_language_model(config: TokenVLAConfig) -> Any:
         return AutoModelForImageTextToText.from_pretrained(config.vlm_model_name)
     vlm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config.vlm_model_name))
     add_stem(vlm)
+    add_keypoints(vlm)
     return vlm
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_rl.policies.action_tokens import drawn, log_probs_of
+from vla_rl.policies.token_vla.keypoints import KeypointTowers
 
 
 class TokenNetwork(nn.Module):
@@ -62,8 +63,8 @@ class TokenNetwork(nn.Module):
     def prefix(self, condition: TensorDict) -> tuple[Tensor, Tensor]:
         """Embeddings [B, P, D] and which of them are there [B, P] bool."""
         pictures = condition["pictures"]
-        batch, cameras = pictures.shape[:2]
-        seen = self.look(pictures.flatten(0, 1)).reshape(batch, -1, self.width)
+        seen = self.see(pictures)
+        batch = len(seen)
         parts = [seen, self.vlm.get_input_embeddings()(condition["words"])]
         there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), condition["mask"]]
         if self.state_token is not None:
@@ -76,8 +77,14 @@ class TokenNetwork(nn.Module):
         """D of the language model."""
         return self.vlm.get_input_embeddings().embedding_dim
 
-    def look(self, pictures: Tensor) -> Tensor:
-        """[B, tokens, D] of pictures [B, 3, H, W]."""
+    def see(self, pictures: Tensor) -> Tensor:
+        """[B, n tokens, D] of pictures [B, n, 3, H, W] of n cameras."""
+        if isinstance(getattr(self.vlm.model, "vision_tower", None), KeypointTowers):
+            return torch.cat([self.look(each, camera) for camera, each in enumerate(pictures.unbind(1))], 1)
+        return self.look(pictures.flatten(0, 1)).reshape(len(pictures), -1, self.width)
+
+    def look(self, pictures: Tensor, camera: int = 0) -> Tensor:
+        """[B, tokens, D] of pictures [B, 3, H, W] of a camera; which one, only towers of ``KeypointTowers`` ask."""
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
         if pictures.shape[-1] != self.image_size or pictures.shape[-2] != self.image_size:
             size = (self.image_size, self.image_size)
@@ -85,6 +92,9 @@ class TokenNetwork(nn.Module):
                 pictures, size, mode="bilinear", antialias=True, align_corners=False
             )
         normal = (pictures - self.mean) / self.std
+        tower = getattr(self.vlm.model, "vision_tower", None)
+        if isinstance(tower, KeypointTowers):
+            return tower(normal.to(self.vlm.dtype), camera)
         found = self.vlm.get_image_features(pixel_values=normal.to(self.vlm.dtype))
         return getattr(found, "pooler_output", found)
 
