@@ -18,6 +18,7 @@ from vla_rl.errors import UserError
 from vla_rl.policies.action_tokens import actions_of, around, drawn, log_probs_of, tokens_of
 from vla_rl.policies.lerobot import LeRobotPolicy
 from vla_rl.policies.nano_token import token_policy
+from vla_rl.policies.spoken import Spoken
 from vla_rl.policies.token_head import TokenHead
 
 FEATURES = (
@@ -258,6 +259,21 @@ def test_a_stem_halves_until_a_patch_is_one_number(tmp_path):
     wide = {"observation.images.base": PolicyFeature(FeatureType.VISUAL, (3, 96, 96))}
     with pytest.raises(UserError, match="stem=4 needs a patch that is a power of two, not 24"):
         token_policy(tmp_path, features=(wide, FEATURES[1]), stem=4, patch=24)
+
+
+def test_eyes_that_never_change_look_once(tmp_path):
+    policy = LeRobotPolicy(tiny.tiny_token(tmp_path / "frozen", freeze_vision=True))
+    student = Spoken(policy, generator=torch.Generator().manual_seed(0))
+    seen = tiny.observe(2)
+    output, _ = student.act(seen, student.initial_state(2))
+    condition, _ = policy.encode_tokens(seen, policy.initial_state(2))
+    assert "pictures" not in output["condition"].keys() and "pictures" in condition.keys()
+    now, _, logits = student.evaluate(output["condition"], output["tokens"])
+    _, _, from_pictures = student.evaluate(condition, output["tokens"])
+    torch.testing.assert_close(logits, from_pictures)
+    torch.testing.assert_close(now, output["log_prob"])
+    free = Spoken(LeRobotPolicy(tiny.tiny_token(tmp_path / "free")))
+    assert "pictures" in free.encode_tokens(seen, free.initial_state(2))[0].keys()
 
 
 def test_each_camera_has_its_own_tower(tmp_path):

@@ -83,8 +83,10 @@ class Spoken:
         return output, state
 
     def encode_tokens(self, observation: Observation, state: TensorDict) -> tuple[TensorDict, TensorDict]:
-        """The base's."""
-        return self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
+        """The base's; pictures are looked at once where the network's eyes never change."""
+        condition, state = self.base.encode_tokens(observation, state)  # type: ignore[attr-defined]
+        looked = getattr(self.network, "looked_at", None)
+        return (condition if looked is None else looked(condition)), state
 
     def actions_of_tokens(self, tokens: Tensor) -> Tensor:
         """Chunks [B, T, A] in environment units, of the words [B, N] that are said: the base's."""

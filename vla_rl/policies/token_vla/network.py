@@ -21,8 +21,9 @@ from vla_rl.policies.token_vla.keypoints import KeypointTowers
 class TokenNetwork(nn.Module):
     """Conditions -> logits over ``bins`` words, autoregressively.
 
-    A condition is a TensorDict [B]: ``pictures`` [B, n, 3, H, W] uint8, or float in [0, 1], ``words`` [B, L] int64 prompt tokens,
-    ``mask`` [B, L] bool which of them are there, and, with proprioception, ``state`` [B, S] normalised.
+    A condition is a TensorDict [B]: ``pictures`` [B, n, 3, H, W] uint8, or float in [0, 1], or what was seen in them (``seen``, see
+    ``looked_at``), ``words`` [B, L] int64 prompt tokens, ``mask`` [B, L] bool which of them are there, and, with proprioception,
+    ``state`` [B, S] normalised.
 
     Args:
         vlm: transformers' image-text-to-text model; its vocabulary is enlarged by ``bins``.
@@ -50,6 +51,8 @@ class TokenNetwork(nn.Module):
         self.first_word = int(vlm.get_input_embeddings().num_embeddings)
         vlm.resize_token_embeddings(self.first_word + bins, mean_resizing=False)
         self.vlm, self.bins, self.image_size = vlm, bins, image_size
+        self.eyes_change = True
+        """Whether what is seen in a picture may become something else (``choose_trained``)."""
         width = vlm.get_input_embeddings().embedding_dim
         self.state_token = nn.Linear(state_dim, width) if state_dim else None
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -62,8 +65,7 @@ class TokenNetwork(nn.Module):
 
     def prefix(self, condition: TensorDict) -> tuple[Tensor, Tensor]:
         """Embeddings [B, P, D] and which of them are there [B, P] bool."""
-        pictures = condition["pictures"]
-        seen = self.see(pictures)
+        seen = condition["seen"] if "seen" in condition.keys() else self.see(condition["pictures"])
         batch = len(seen)
         parts = [seen, self.vlm.get_input_embeddings()(condition["words"])]
         there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), condition["mask"]]
@@ -76,6 +78,18 @@ class TokenNetwork(nn.Module):
     def width(self) -> int:
         """D of the language model."""
         return self.vlm.get_input_embeddings().embedding_dim
+
+    @torch.no_grad()
+    def looked_at(self, condition: TensorDict) -> TensorDict:
+        """``condition`` with what is seen in its pictures in their place: for eyes that never change, and where it takes no more room."""
+        if self.eyes_change or "seen" in condition.keys():
+            return condition
+        seen = self.see(condition["pictures"])
+        if seen.nbytes > condition["pictures"].nbytes:
+            return condition
+        kept = condition.exclude("pictures")
+        kept["seen"] = seen
+        return kept
 
     def see(self, pictures: Tensor) -> Tensor:
         """[B, n tokens, D] of pictures [B, n, 3, H, W] of n cameras."""
@@ -256,8 +270,9 @@ NEW = ("lora_", "embed_tokens", "lm_head", "state_token")
 """Parts of the names of what is new, beside a model that low-rank adapters leave as it is: its words are, too."""
 
 
-def choose_trained(network: nn.Module, config: Any) -> None:
+def choose_trained(network: TokenNetwork, config: Any) -> None:
     """Gradients for what ``lora_rank`` and ``freeze_vision`` of a ``TokenVLAConfig`` let learn."""
+    network.eyes_change = not (config.freeze_vision or config.lora_rank)
     for name, parameter in network.named_parameters():
         new = not config.lora_rank or any(part in name for part in NEW)
         kept = config.freeze_vision and any(part in name for part in VISION)
