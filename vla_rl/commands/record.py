@@ -26,7 +26,6 @@ from vla_rl.runtime.progress import track
 
 def run(overrides: list[str]) -> int:
     """Record and print a summary."""
-    from vla_rl.data.record import record
     from vla_rl.errors import UserError
     from vla_rl.policies.ahead import importing_ahead
     from vla_rl.policies.intervened import Intervened
@@ -42,49 +41,46 @@ def run(overrides: list[str]) -> int:
     try:
         policy, operator = load_policy(config.policy, env), load_teleoperator(config.get("teleop"), env)
         policy = policy if operator is None else Intervened(policy, operator)
-        if config.stills:
-            _stills(config, env, policy)
-            return 0
-        with track("record", config.episodes, unit="episode") as bar:
-            summary = record(
-                env,
-                policy,
-                config.episodes,
-                Path(config.out),
-                seed=config.seed,
-                only_success=config.only_success,
-                max_attempts=config.attempts,
-                deterministic=config.deterministic,
-                journal=config.journal,
-                progress=lambda seen: bar.update(seen["episodes"], attempts=seen["attempts"]),
-            )
+        with track("record", config.episodes, unit="scene" if config.stills else "episode") as bar:
+            summary = (_stills if config.stills else _episodes)(config, env, policy, bar)
     finally:
         env.close()
-    _tell(summary, config.out)
+    print(", ".join(f"{key} {value}" for key, value in summary.items()))
+    print(f"wrote {config.out}")
     return 0
 
 
-def _stills(config: Any, env: Any, policy: Any) -> None:
+def _episodes(config: Any, env: Any, policy: Any, bar: Any) -> dict[str, Any]:
+    from vla_rl.data.record import record
+
+    return record(
+        env,
+        policy,
+        config.episodes,
+        Path(config.out),
+        seed=config.seed,
+        only_success=config.only_success,
+        max_attempts=config.attempts,
+        deterministic=config.deterministic,
+        journal=config.journal,
+        progress=lambda seen: bar.update(seen["episodes"], attempts=seen["attempts"]),
+    )
+
+
+def _stills(config: Any, env: Any, policy: Any, bar: Any) -> dict[str, Any]:
     """A few pictures of each of many scenes."""
     from vla_rl.data.stills import record_stills
 
-    with track("record", config.episodes, unit="scene") as bar:
-        summary = record_stills(
-            env,
-            policy,
-            config.episodes,
-            Path(config.out),
-            stills=config.stills,
-            within=config.stills_within,
-            seed=config.seed,
-            progress=bar.update,
-        )
-    _tell(summary, config.out)
-
-
-def _tell(summary: dict[str, Any], out: str) -> None:
-    print(", ".join(f"{key} {value}" for key, value in summary.items()))
-    print(f"wrote {out}")
+    return record_stills(
+        env,
+        policy,
+        config.episodes,
+        Path(config.out),
+        stills=config.stills,
+        within=config.stills_within,
+        seed=config.seed,
+        progress=bar.update,
+    )
 
 
 def with_policy(overrides: list[str]) -> list[str]:
