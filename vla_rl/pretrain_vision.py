@@ -18,7 +18,7 @@ from lerobot.configs import NormalizationMode
 from torch import Tensor, nn
 
 from vla_rl.errors import NonFiniteError, UserError
-from vla_rl.keys import IMAGES
+from vla_rl.keys import IMAGES, STATE
 from vla_rl.nn.step_size import warmed_cosine
 from vla_rl.policies.token_vla.keypoints import KeypointTowers
 from vla_rl.pretrain_data import Samples
@@ -86,7 +86,8 @@ def warm_start_vision(
     wanted = vision_targets(samples, targets)
     with torch.no_grad():
         width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1] * len(cameras)
-    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wanted.shape[1]))
+    told = _proprioception(samples)
+    head = Reader(width, told.shape[1], wanted.shape[1])
     trained = [*tower, *head.parameters()]
     # What is frozen learns here as well, and is frozen again afterwards.
     frozen = [p for p in tower if not p.requires_grad]
@@ -102,7 +103,7 @@ def warm_start_vision(
         images = _picture(samples, cameras, pick, shift)
         # From all cameras together: where one does not see a thing, or how far away it is, another may.
         together = see(images).unflatten(0, (len(cameras), -1)).transpose(0, 1).flatten(1)
-        loss = (head(together) - wanted[pick]).square().mean()
+        loss = (head(together, told[pick]) - wanted[pick]).square().mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
@@ -117,6 +118,34 @@ def warm_start_vision(
         p.requires_grad_(False).grad = None
     recent = losses[-max(1, steps // 10) :]
     return 1.0 - sum(recent) / len(recent)
+
+
+class Reader(nn.Module):
+    """Linear in what the tower found, and in proprioception, which the policy has as well: a wrist's camera shows where things are from there.
+
+    Args:
+        found: features.
+        told: numbers of proprioception.
+        wanted: targets.
+    """
+
+    def __init__(self, found: int, told: int, wanted: int) -> None:
+        super().__init__()
+        self.found = nn.Sequential(nn.LayerNorm(found), nn.Linear(found, wanted))
+        self.told = nn.Linear(told, wanted, bias=False) if told else None
+
+    def forward(self, found: Tensor, told: Tensor) -> Tensor:
+        """[B, found] and [B, told] -> [B, wanted]."""
+        seen = self.found(found)
+        return seen if self.told is None else seen + self.told(told)
+
+
+def _proprioception(samples: Samples) -> Tensor:
+    """[n, S] standardised; S = 0 where the policy has none."""
+    state = samples.arrays.get(STATE)
+    if state is None:
+        return torch.zeros(len(samples.last), 0)
+    return (state - state.mean(0)) / state.std(0, correction=0).clamp(min=1e-6)
 
 
 def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[[Tensor], Tensor]]:

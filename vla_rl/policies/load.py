@@ -84,7 +84,7 @@ def load_policy(config: Any, env: VlaVectorEnv) -> Policy:
         members = _of_tasks(config, env.env_spec, lambda one: load_policy(one, env))
         policy = Specialists(members)
     elif config.get("path") and is_run(resolve_path(config.path)):
-        beside = {k: config[k] for k in ("asynchronous", "rtc", "blend") if config.get(k)}
+        beside = {k: config[k] for k in ("asynchronous", "rtc", "blend", "horizon") if config.get(k)}
         policy = load_run(resolve_path(config.path), env, **beside)
     else:
         policy = load_base(config)
@@ -98,7 +98,7 @@ def load_run(run: Path, env: Any, **beside: Any) -> Policy:
     Args:
         run: its folder.
         env: where it will act; its ``env_spec`` and ``num_envs`` are looked at.
-        beside: ``asynchronous``, ``rtc``, ``blend``, ``device`` of its base, in place of what it was trained with.
+        beside: ``asynchronous``, ``rtc``, ``blend``, ``horizon``, ``device`` of its base, in place of what it was trained with.
 
     Raises:
         UserError: the run has no usable checkpoint yet.

@@ -67,8 +67,12 @@ class TokenNetwork(nn.Module):
         """Embeddings [B, P, D] and which of them are there [B, P] bool."""
         seen = condition["seen"] if "seen" in condition.keys() else self.see(condition["pictures"])
         batch = len(seen)
-        parts = [seen, self.vlm.get_input_embeddings()(condition["words"])]
-        there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), condition["mask"]]
+        said = condition["mask"].any(
+            0
+        )  # no row says anything there: most prompts are much shorter than the longest allowed
+        words, mask = condition["words"][:, said], condition["mask"][:, said]
+        parts = [seen, self.vlm.get_input_embeddings()(words)]
+        there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), mask]
         if self.state_token is not None:
             parts.append(self.state_token(condition["state"])[:, None].to(seen))
             there.append(torch.ones(batch, 1, dtype=torch.bool, device=seen.device))
