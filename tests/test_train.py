@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import vla_rl.train as train_module
 from vla_rl.errors import UserError
 from vla_rl.learner import process
+from vla_rl.policies.load import load_policy
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import Trainer, open_run
 
@@ -106,6 +107,25 @@ def test_resume_is_bit_exact(tmp_path):
     assert [name for name in whole if whole[name] != parts.get(name)] == []
     steps = [json.loads(t)["step"] for t in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+def test_what_a_run_has_learned_may_be_asked_for_another_horizon(tmp_path, monkeypatch):
+    config, make = trainer(tmp_path, "short")
+    config.run.steps = 100
+    run, _ = open_run(config, None, OmegaConf.to_yaml(config))
+    make(run).learn()
+    run.close()
+    asked = []
+
+    def base(config, candidates=1):
+        asked.append(config.get("horizon"))
+        return Walk(0.05)
+
+    monkeypatch.setattr(train_module, "load_base", base)
+    path = str(tmp_path / "short")
+    for horizon in (None, 2):
+        load_policy(OmegaConf.create({"path": path, "horizon": horizon}), Reach(4))
+    assert asked == [None, 2]
 
 
 def test_a_teleoperators_share_is_logged_and_resume_stays_bit_exact(tmp_path):
