@@ -137,6 +137,34 @@ def test_the_teacher_may_be_asked_within_chunks_too(student, teacher, tmp_path):
     assert (again.memory.rows[: len(kept)]["teacher"] == kept["teacher"]).all()
 
 
+def test_what_was_noticed_within_chunks_survives_a_resume_and_the_way_to_another_process(
+    student, teacher, tmp_path
+):
+    def make():
+        torch.manual_seed(0)
+        return opd(OpenLoop(student, 4), SPEC, 8, teacher=Mute(teacher), **ASKING | {"decisions": 64})
+
+    first, later, learner = make(), make(), make()
+    loop = Loop(PointMass(8, 1), first.policy, first.observe)
+    for _ in range(30):
+        loop.step()
+    first.save(tmp_path / "half")
+    later.load(tmp_path / "half")
+    over, rows, steps = first.hand_over()
+    between = over["between"]
+    noticed = between["condition"]["seen"][between["there"]].tolist()
+    assert 0 < len(noticed) <= len(over) < 64
+    sent = TensorDict(dict(over.flatten_keys("/").items()), over.batch_size).unflatten_keys("/")
+    learner.take_over(sent, rows, steps)
+    for algorithm in (later, learner):  # both go on with decisions made here
+        loop = Loop(PointMass(8, 2), algorithm.policy, algorithm.observe)
+        while not algorithm.ready:
+            loop.step()
+        algorithm._prepare()
+        kept = set(map(tuple, algorithm.memory.rows["condition"]["seen"].tolist()))
+        assert len(algorithm.memory) > 64 and all(tuple(seen) in kept for seen in noticed)
+
+
 def test_asked_within_chunks_it_teaches(student, teacher):
     torch.manual_seed(0)
     algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=Mute(teacher), **ASKING)

@@ -72,9 +72,10 @@ class Decisions:
         """The keys ``between`` [k] in states within the decisions under way in ``rows`` [k], each of them at its ``places`` [k]."""
         for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
             if (current := self._open.get(row)) is not None:
-                here: Any = what[index]
-                here["there"] = torch.tensor(True)
-                current["between"][place] = here  # type: ignore[index]
+                between: Any = current["between"]
+                between["there"][place] = True
+                for key, value in what[index].items(True, True):
+                    between[key][place] = value
 
     def observe(self, frames: TensorDict, rows: Tensor) -> None:
         """Frames of the collector (its docstring has their format)."""
@@ -107,9 +108,11 @@ class Decisions:
         flags = {"reward": torch.tensor(0.0), "terminated": torch.tensor(False), "own": torch.tensor(True)}
         parts: dict[str, Any] = {**dict(fresh.items()), "observation": seen.clone(), **flags}
         if self.places:
-            empty: Any = fresh.select(*self.between).expand(self.places).clone().zero_()
-            empty["there"] = torch.zeros(self.places, dtype=torch.bool)
-            parts["between"] = empty
+            # Without batch dimensions, as what comes back from a file or another process.
+            leaves = fresh.select(*self.between).flatten_keys("/").items()
+            empty: dict[str, Any] = {key: value.new_zeros(self.places, *value.shape) for key, value in leaves}
+            there = torch.zeros(self.places, dtype=torch.bool)
+            parts["between"] = TensorDict(empty | {"there": there}, batch_size=[]).unflatten_keys("/")
         return TensorDict(parts, batch_size=[])
 
     def _end(self, row: int) -> None:

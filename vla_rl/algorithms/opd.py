@@ -159,7 +159,7 @@ class OPD(TokenPPO):
             decided = self.batch.exclude("observation", "next_observation")
             self.memory.append(decided)
             if between is not None and between["there"].any():
-                seen = between[between["there"]].exclude("there")
+                seen = between.auto_batch_size_(2)[between["there"]].exclude("there")
                 self._teach(seen)
                 # Nothing was decided in these states: of what else is kept there is nothing.
                 more: Any = decided[:1].expand(len(seen)).clone().zero_().update(seen)
