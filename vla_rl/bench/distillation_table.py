@@ -21,7 +21,7 @@ TITLES = {
     "forward": "distillation, forward KL",
     "forward_kept": "distillation, forward KL, earlier decisions kept",
     "forward_long": "distillation, forward KL, earlier decisions kept, four times the updates",
-    "forward_seen": "distillation, forward KL, the vision tower warmed up on many scenes and frozen",
+    "forward_seen": "distillation, forward KL, towers warmed up on many scenes and frozen, asked within chunks",
     "hard": "distillation, hard labels",
     "token_ppo": "token PPO",
 }
