@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import IMAGES, STATE
 from vla_rl.nn.step_size import warmed_cosine
-from vla_rl.policies.token_vla.keypoints import KeypointTowers
 from vla_rl.pretrain_data import Samples
 
 
@@ -85,7 +84,7 @@ def warm_start_vision(
     cameras = [key for key in samples.arrays if key.startswith(IMAGES)]
     wanted = vision_targets(samples, targets)
     with torch.no_grad():
-        width = see(_picture(samples, cameras[:1], torch.zeros(1).long(), 0)).shape[1] * len(cameras)
+        width = see(_pictures(samples, cameras, torch.zeros(1).long(), 0)).shape[1]
     told = _proprioception(samples)
     head = Reader(width, told.shape[1], wanted.shape[1])
     trained = [*tower, *head.parameters()]
@@ -100,10 +99,9 @@ def warm_start_vision(
         for group in optimizer.param_groups:
             group["lr"] = lr * warmed_cosine(1.0, 50, step, steps)
         pick = torch.randint(len(wanted), (batch_size,), generator=generator)
-        images = _picture(samples, cameras, pick, shift)
         # From all cameras together: where one does not see a thing, or how far away it is, another may.
-        together = see(images).unflatten(0, (len(cameras), -1)).transpose(0, 1).flatten(1)
-        loss = (head(together, told[pick]) - wanted[pick]).square().mean()
+        seen = see(_pictures(samples, cameras, pick, shift))
+        loss = (head(seen, told[pick]) - wanted[pick]).square().mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
@@ -149,32 +147,23 @@ def _proprioception(samples: Samples) -> Tensor:
 
 
 def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[[Tensor], Tensor]]:
-    """What is trained, and pictures [b, 3, H, W] in [0, 1] -> features [b, F], normalised as the policy will see them."""
+    """What is trained, and pictures [b, n, 3, H, W] in [0, 1] of n cameras -> features [b, F], normalised as the policy will see them."""
     body = getattr(getattr(policy, "model", None), "vlm_with_expert", None)
     if body is not None and hasattr(body, "embed_image"):
         vlm = body.get_vlm_model()
         trained = [*vlm.vision_model.parameters(), *vlm.connector.parameters()]
-        return trained, lambda images: body.embed_image(images * 2 - 1).float().flatten(1)
+        return trained, _one_for_all(lambda images: body.embed_image(images * 2 - 1).float())
     if policy.config.type == "token_vla":
         vlm = policy.network.vlm.model
         trained = [*vlm.vision_tower.parameters(), *vlm.multi_modal_projector.parameters()]
-        own = isinstance(vlm.vision_tower, KeypointTowers)
-        count = sum(key.startswith(IMAGES) for key in samples.arrays) if own else 1
-
-        def looked(images: Tensor) -> Tensor:
-            parts = images.chunk(count)  # the first camera alone is one part
-            return torch.cat(
-                [policy.network.look(part, i).float().flatten(1) for i, part in enumerate(parts)]
-            )
-
-        return trained, looked
+        return trained, lambda pictures: policy.network.see(pictures).float().flatten(1)
     if policy.config.type == "gaussian_nano" and policy.cameras is not None:
         own = dict(zip(policy.cameras.keys, policy.cameras.cameras, strict=True))
-        nets = [own[key] for key in samples.arrays if key in own]
+        cameras = [key for key in samples.arrays if key.startswith(IMAGES)]
+        nets = [(place, own[key]) for place, key in enumerate(cameras) if key in own]
 
-        def each(images: Tensor) -> Tensor:
-            parts = (255 * images).chunk(len(nets))  # the first camera alone is one part
-            return torch.cat([net(part) for net, part in zip(nets, parts, strict=False)])
+        def each(pictures: Tensor) -> Tensor:
+            return torch.cat([net(255 * pictures[:, place]) for place, net in nets], 1)
 
         return [*policy.cameras.parameters()], each
     encoder = getattr(getattr(policy, "observation_encoder", None), "vision_encoder", None)
@@ -187,9 +176,14 @@ def _tower(policy: Any, samples: Samples) -> tuple[list[nn.Parameter], Callable[
     if policy.config.normalization_mapping.get("VISUAL") == NormalizationMode.MEAN_STD:
         found = [s for key, s in samples.statistics().items() if key.startswith(IMAGES)]
         mean, std = (torch.stack([s[name] for s in found]).mean(0) for name in ("mean", "std"))
-    return [*encoder.parameters()], lambda images: encoder((images - mean) / std).flatten(1)
+    return [*encoder.parameters()], _one_for_all(lambda images: encoder((images - mean) / std))
 
 
-def _picture(samples: Samples, cameras: Sequence[str], pick: Tensor, shift: int) -> Tensor:
-    """Frames ``pick`` [b] of every camera, one camera after the other: [cameras * b, 3, H, W] in [0, 1]."""
-    return torch.cat([samples.pictures(key, pick[:, None], shift)[:, 0] for key in cameras])
+def _one_for_all(see: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """One tower, pictures [b, 3, H, W] -> features, for the pictures [b, n, 3, H, W] of all cameras."""
+    return lambda pictures: see(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1)
+
+
+def _pictures(samples: Samples, cameras: Sequence[str], pick: Tensor, shift: int) -> Tensor:
+    """Frames ``pick`` [b] of n cameras: [b, n, 3, H, W] in [0, 1]."""
+    return torch.cat([samples.pictures(key, pick[:, None], shift) for key in cameras], 1)

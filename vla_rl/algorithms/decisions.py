@@ -28,9 +28,6 @@ class Decisions:
         keys: observation keys to keep.
         carry: of what was decided, the keys that a decision also keeps of the next one (``next_condition`` ...); zeros
             where the episode ended.
-        between: of what was decided, the keys that ``noticed`` is told of in up to ``places`` states within each decision, too:
-            its field ``between`` [places], with ``there``; () = none.
-        places: how many.
         limit_ends: a time limit ends an episode for good, as a failure: nothing is expected after it, and observations have
             ``ELAPSED``, without which nobody could expect what is right.
         number: of the episode under way in a row, where decisions wait for what others of their group come to
@@ -44,10 +41,11 @@ class Decisions:
         carry: Sequence[str] = (),
         number: Callable[[int], int] | None = None,
         limit_ends: bool = False,
-        between: Sequence[str] = (),
-        places: int = 0,
     ) -> None:
-        self.between, self.places = tuple(between), places
+        self.between: tuple[str, ...] = ()
+        """Of what was decided, the keys that ``noticed`` is told of within decisions too: their field ``between``, with ``there``."""
+        self.places = 0
+        """In how many states within each decision."""
         self.limit_ends = limit_ends
         self.keys = tuple(key for key in keys if key != ELAPSED)
         self.carry, self.number = tuple(carry), number

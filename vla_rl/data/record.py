@@ -31,7 +31,7 @@ from vla_rl.data.spool import Spool, check_settings, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, INTERVENTION, STATE, TASK, image_key
-from vla_rl.policies.base import Observation, Policy, check_compatible
+from vla_rl.policies.base import Policy, check_compatible, pictured
 from vla_rl.policies.intervened import Intervened
 
 
@@ -214,7 +214,7 @@ def _play(
         needs = policy.needs_images(state).tolist() if policy.spec.image_keys else [False] * size
         rows = [r for r in range(size) if needs[r] or (cameras and playing[r] is not None)]
         images = env.look(rows) if rows else {}
-        seen = shown(env, policy, observation, images, rows)
+        seen = pictured(observation, policy.spec.image_keys, images, rows, spec, size)
         output, state = policy.act(seen, state, deterministic=deterministic)
         action = torch.minimum(torch.maximum(checked_action(output["action"], spec, size), low), high)
         for row in active:
@@ -237,10 +237,7 @@ def _play(
                     live.forget(attempt, rewound[row] - 1)  # the last one is not in it yet
                 continue
             last = frames[row][-1]
-            last["next.reward"] = np.array([float(reward[row])], np.float32)
-            last["next.success"] = np.array([bool(info["success"][row])])
-            last["next.done"] = np.array([done[row]])
-            last["next.truncated"] = np.array([bool(truncated[row]) and not bool(terminated[row])])
+            last |= outcome(row, reward, terminated, truncated, info)
             if live is not None and attempt is not None:
                 live.step(attempt, tasks[row], last)
         if not any(done):
@@ -288,21 +285,17 @@ def begun(policy: Policy, state: TensorDict, rows: Iterable[int], seeds: list[in
     return state
 
 
-def shown(
-    env: VlaVectorEnv,
-    policy: Policy,
-    observation: Observation,
-    images: dict[str, torch.Tensor],
-    rows: list[int],
-) -> Observation:
-    """The observation with those pictures [k, ...], of ``rows`` [k], that the policy reads; zeros elsewhere."""
-    seen = dict(observation)
-    for key in policy.spec.image_keys:
-        height, width = env.env_spec.cameras[key]
-        seen[key] = torch.zeros(env.num_envs, 3, height, width, dtype=torch.uint8)
-        if rows:
-            seen[key][rows] = images[key].cpu()
-    return seen
+def outcome(
+    row: int, reward: torch.Tensor, terminated: torch.Tensor, truncated: torch.Tensor, info: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """What came of a row's step, as columns of its frame."""
+    over, cut = bool(terminated[row]), bool(truncated[row])
+    return {
+        "next.reward": np.array([float(reward[row])], np.float32),
+        "next.success": np.array([bool(info["success"][row])]),
+        "next.done": np.array([over or cut]),
+        "next.truncated": np.array([cut and not over]),
+    }
 
 
 def copied(value: torch.Tensor) -> np.ndarray:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from vla_rl.data.build import build_dataset
-from vla_rl.data.record import begun, copied, finished_recording, recording_settings, shown, stepwise
+from vla_rl.data.record import begun, copied, finished_recording, outcome, recording_settings, stepwise
 from vla_rl.data.spool import Spool, disk_errors
 from vla_rl.environment import VlaVectorEnv, checked_action
 from vla_rl.errors import UserError
 from vla_rl.keys import ACTION, ENV_STATE, STATE, TASK
-from vla_rl.policies.base import Policy
+from vla_rl.policies.base import Policy, pictured
 
 REEL = 32
 """Scenes per reel: what a kill can lose of each task."""
@@ -165,7 +165,8 @@ def _play(
         asked = policy.needs_images(state).tolist() if policy.spec.image_keys else [False] * size
         rows = [row for row in range(size) if asked[row] or row in looking]
         images = env.look(rows) if rows else {}
-        output, state = policy.act(shown(env, policy, observation, images, rows), state)
+        seen = pictured(observation, policy.spec.image_keys, images, rows, spec, size)
+        output, state = policy.act(seen, state)
         action = torch.minimum(torch.maximum(checked_action(output["action"], spec, size), low), high)
         for row in looking:
             frame = {key: copied(observation[key][row]) for key in state_keys}
@@ -177,12 +178,7 @@ def _play(
         observation, reward, terminated, truncated, info = env.step(action)
         ended = terminated | truncated
         for row in looking:
-            frames[row][-1] |= {
-                "next.reward": np.array([float(reward[row])], np.float32),
-                "next.success": np.array([bool(info["success"][row])]),
-                "next.done": np.array([bool(ended[row])]),
-                "next.truncated": np.array([bool(truncated[row] & ~terminated[row])]),
-            }
+            frames[row][-1] |= outcome(row, reward, terminated, truncated, info)
         length = [steps + 1 for steps in length]
         over = torch.tensor([bool(ended[row]) or length[row] > max(times[row]) for row in range(size)])
         if not over.any():

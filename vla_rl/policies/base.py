@@ -6,6 +6,7 @@ code. Conformance: ``vla_rl.checks.check_policy``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,6 +85,23 @@ def merge_rows(mask: Tensor, new: TensorDict, old: TensorDict) -> TensorDict:
 def reset_rows(policy: Policy, state: TensorDict, mask: Tensor) -> TensorDict:
     """``state`` with the rows of ``mask`` [B] begun anew; no other row is touched."""
     return merge_rows(mask, policy.initial_state(mask.shape[0]), state)
+
+
+def pictured(
+    observation: Observation,
+    keys: Sequence[str],
+    images: Mapping[str, Tensor],
+    rows: Sequence[int] | Tensor,
+    spec: EnvSpec,
+    count: int,
+) -> Observation:
+    """``observation`` of ``count`` rows with the cameras ``keys``: ``images`` [k, 3, H, W] in the k ``rows``, zeros elsewhere."""
+    seen = dict(observation)
+    for key in keys:
+        seen[key] = torch.zeros(count, 3, *spec.cameras[key], dtype=torch.uint8)
+        if len(rows):
+            seen[key][rows] = images[key].cpu()
+    return seen
 
 
 def check_compatible(policy: PolicySpec, env: EnvSpec) -> None:

@@ -20,7 +20,7 @@ from vla_rl.environment import StartState, VlaVectorEnv
 from vla_rl.errors import NonFiniteError
 from vla_rl.keys import ENV_STATE, INSTRUCTION, STATE, TASK
 from vla_rl.nn.language import sentence_vectors
-from vla_rl.policies.base import Observation, Policy, check_compatible, reset_rows
+from vla_rl.policies.base import Observation, Policy, check_compatible, pictured, reset_rows
 
 FrameSink = Callable[[TensorDict, Tensor], None]
 """Takes k frames and the environment row of each (see ``Collector``)."""
@@ -158,19 +158,13 @@ class Collector:
 
     def _seen(self, rows: Tensor) -> Observation:
         """The observation with images of the bool [B] ``rows`` rendered now, zeros elsewhere."""
-        observation = dict(self.observation)
         if not self.image_keys:
-            return observation
+            return dict(self.observation)
         index = rows.nonzero().flatten()
-        pictures = self.env.look(index) if len(index) else {}
+        images = self.env.look(index) if len(index) else {}
         self.looks += len(index)
-        for key in self.image_keys:
-            height, width = self.env.env_spec.cameras[key]
-            full = torch.zeros(self.env.num_envs, 3, height, width, dtype=torch.uint8)
-            if len(index):
-                full[index] = pictures[key]
-            observation[key] = full
-        return observation
+        env = self.env
+        return pictured(self.observation, self.image_keys, images, index, env.env_spec, env.num_envs)
 
     def _wanted(self) -> Tensor:
         """Bool [B]: rows whose cameras must be rendered before the next decision."""

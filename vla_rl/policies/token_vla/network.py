@@ -67,9 +67,8 @@ class TokenNetwork(nn.Module):
         """Embeddings [B, P, D] and which of them are there [B, P] bool."""
         seen = condition["seen"] if "seen" in condition.keys() else self.see(condition["pictures"])
         batch = len(seen)
-        said = condition["mask"].any(
-            0
-        )  # no row says anything there: most prompts are much shorter than the longest allowed
+        # Left out where no row says anything: most prompts are much shorter than the longest allowed.
+        said = condition["mask"].any(0)
         words, mask = condition["words"][:, said], condition["mask"][:, said]
         parts = [seen, self.vlm.get_input_embeddings()(words)]
         there = [torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device), mask]
@@ -82,6 +81,12 @@ class TokenNetwork(nn.Module):
     def width(self) -> int:
         """D of the language model."""
         return self.vlm.get_input_embeddings().embedding_dim
+
+    @property
+    def towers(self) -> KeypointTowers | None:
+        """One for each camera, or None: one for all."""
+        tower = getattr(self.vlm.model, "vision_tower", None)
+        return tower if isinstance(tower, KeypointTowers) else None
 
     @torch.no_grad()
     def looked_at(self, condition: TensorDict) -> TensorDict:
@@ -97,7 +102,7 @@ class TokenNetwork(nn.Module):
 
     def see(self, pictures: Tensor) -> Tensor:
         """[B, n tokens, D] of pictures [B, n, 3, H, W] of n cameras."""
-        if isinstance(getattr(self.vlm.model, "vision_tower", None), KeypointTowers):
+        if self.towers is not None:
             return torch.cat([self.look(each, camera) for camera, each in enumerate(pictures.unbind(1))], 1)
         return self.look(pictures.flatten(0, 1)).reshape(len(pictures), -1, self.width)
 
@@ -110,9 +115,8 @@ class TokenNetwork(nn.Module):
                 pictures, size, mode="bilinear", antialias=True, align_corners=False
             )
         normal = (pictures - self.mean) / self.std
-        tower = getattr(self.vlm.model, "vision_tower", None)
-        if isinstance(tower, KeypointTowers):
-            return tower(normal.to(self.vlm.dtype), camera)
+        if self.towers is not None:
+            return self.towers(normal.to(self.vlm.dtype), camera)
         found = self.vlm.get_image_features(pixel_values=normal.to(self.vlm.dtype))
         return getattr(found, "pooler_output", found)
 
