@@ -2,7 +2,7 @@
 
 One specialist per task on the simulator's state (of ``vla-rl bench data_study``, or cloned from many demonstrations) teaches a student that sees pictures and
 proprioception: on-policy distillation by several objectives, cloning of the specialists' successes, and token PPO, all from the
-same student. Every part is a ``vla-rl`` command of its own, kept once finished: stopped at any moment, the same command goes on.
+same student; what each of them keeps of tasks that the student knew and nobody teaches (``retained``). Every part is a ``vla-rl`` command of its own, kept once finished: stopped at any moment, the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from vla_rl.bench.data_study import (
     recorded,
     train_experts,
 )
-from vla_rl.bench.distillation_table import write_table
+from vla_rl.bench.distillation_table import RETAINED, write_table
 from vla_rl.config import compose
+from vla_rl.errors import UserError
 from vla_rl.runtime.stages import ON_STATE, call, chosen, counted, demonstrated, pretrained, trained
 
 CLONING = "cloning"
@@ -33,28 +34,42 @@ def run(overrides: list[str]) -> int:
     config = compose("bench_distillation", overrides)
     study = compose("bench_data_study", list(config.study))
     names = chosen("only", config.only, study.tasks)
+    retained = chosen("retained", config.retained, study.tasks) if config.retained else []
+    if both := set(names) & set(retained):
+        raise UserError(
+            f"retained={retained}: {', '.join(sorted(both))} in only as well; a task is either distilled or not"
+        )
     algorithms = chosen("algorithms", config.algorithms, [CLONING, *config.runs])
     work = Path(config.work)
     recordings: dict[str, list[Path]] = {HUMAN: []}
     if CLONING in algorithms:
         recordings[config.teacher] = []
     scenes = []
-    for name in names:
-        _specialist(config, study, name)
+    for name in [*names, *retained]:
         if config.scenes.episodes:
             scenes.append(_scenes(config, study, name))
-        for source, folders in recordings.items():
-            folders.append(recorded(study, name, source))
+        recordings[HUMAN].append(recorded(study, name, HUMAN))
+    for name in names:
+        _specialist(config, study, name)
+        if config.teacher in recordings:
+            recordings[config.teacher].append(recorded(study, name, config.teacher))
     env = environment(study, names, config.limit, config.num_workers)
+    elsewhere = environment(study, retained, config.limit, config.num_workers) if retained else None
     paths = ",".join(f"{study.tasks[name].id}:{expert_of(study, name, config.teacher)}" for name in names)
     specialists = "{" + paths + "}"
     policies = ["policy=specialists", f"policy.paths={specialists}"]
     counted(work / "specialists.json", env, policies, episodes=config.episodes)
 
+    def keeps(name: str) -> None:
+        if elsewhere is not None:
+            policy = policy_of(config, work / name)
+            counted(work / f"{RETAINED}{name}.json", elsewhere, policy, episodes=config.retained_episodes)
+
     def clone(name: str, source: str, settings: list[str]) -> Path:
         out = work / name
         pretrained(out, recordings[source], settings, work / "log.txt")
         counted(work / f"{name}.json", env, policy_of(config, out), episodes=config.episodes)
+        keeps(name)
         return out
 
     seen = [f"train.vision_datasets=[{','.join(map(str, scenes))}]"] if scenes else []
@@ -66,6 +81,7 @@ def run(overrides: list[str]) -> int:
                 clone(f"{CLONING}-{seed}", config.teacher, settings)
             else:
                 _train(config, env, specialists, algorithm, int(seed))
+                keeps(f"{algorithm}-{seed}")
             write_table(config, names, study.cameras)
     write_table(config, names, study.cameras)
     return 0

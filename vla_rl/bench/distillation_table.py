@@ -22,9 +22,13 @@ TITLES = {
     "forward_kept": "distillation, forward KL, earlier decisions kept",
     "forward_long": "distillation, forward KL, earlier decisions kept, four times the updates",
     "forward_seen": "distillation, forward KL, towers warmed up on many scenes and frozen, asked within chunks",
+    "reverse_kept": "distillation, reverse KL, earlier decisions kept",
     "hard": "distillation, hard labels",
+    "hard_kept": "distillation, hard labels, earlier decisions kept",
     "token_ppo": "token PPO",
 }
+RETAINED = "retained-"
+"""Before a policy's name: the file of its success on tasks that are not distilled."""
 CURVES = ("entropy", "agreement", "success")
 
 
@@ -35,13 +39,17 @@ def write_table(config: Any, names: list[str], cameras: Sequence[str]) -> None:
     policies: dict[str, Any] = json.loads(saved.read_text())["policies"] if saved.is_file() else {}
     for name in ("specialists", "student"):
         if (work / f"{name}.json").is_file():
-            policies[name] = {"0": _read(work / f"{name}.json")}
+            policies[name] = {"0": _read(work / f"{name}.json") | _kept(work, name)}
     for file in sorted(work.glob("cloning-*.json")):
-        policies.setdefault("cloning", {})[file.stem.rpartition("-")[2]] = _read(file)
+        policies.setdefault("cloning", {})[file.stem.rpartition("-")[2]] = _read(file) | _kept(
+            work, file.stem
+        )
     curves: dict[str, Any] = {key: {} for key in CURVES}
     for name in config.runs:
         for seed, run in finished(work, name):
-            policies.setdefault(name, {})[seed] = _read(run / "final.json") | costs(run)
+            policies.setdefault(name, {})[seed] = (
+                _read(run / "final.json") | costs(run) | _kept(work, run.name)
+            )
             rows = read_metrics(run / "metrics.jsonl")
             for key in CURVES:
                 line = [(float(r["step"]), float(r[key])) for r in rows if key in r]
@@ -61,33 +69,59 @@ def _read(file: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("successes", "episodes", "rate")} | {"per_task": tasks}
 
 
+def _kept(work: Path, name: str) -> dict[str, Any]:
+    """A policy's success on tasks that are not distilled, if it was counted."""
+    file = work / f"{RETAINED}{name}.json"
+    return {"retained": _read(file)} if file.is_file() else {}
+
+
 def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[str, Any]) -> str:
     """The tables."""
     order = [name for name in TITLES if name in policies] + [name for name in policies if name not in TITLES]
+    retained = any("retained" in s for seeds in policies.values() for s in seeds.values())
+    others = (
+        f" *Not distilled*: of {config.retained_episodes} episodes of tasks that the student was cloned on and nobody taught."
+        if retained
+        else ""
+    )
     lines = [
         "# Specialists into one token VLA",
         "",
         f"`vla-rl bench distillation`: success over {config.episodes} episodes of {len(names)} Meta-World tasks, 95 % Wilson "
         f"interval over all seeds' episodes; in brackets each seed's success in percent. The student sees "
-        f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.",
+        f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.{others}",
         "",
-        "| policy | success | minutes | episodes played |",
-        "|---|---|---|---|",
+        f"| policy | success |{' not distilled |' if retained else ''} minutes | episodes played |",
+        "|---" * (4 + retained) + "|",
     ]
     for name in order:
         seeds = policies[name]
         first = next(iter(seeds.values()))
         minutes = f"{first['train_seconds'] / 60:.0f}" if "train_seconds" in first else "-"
         played = str(first.get("train_episodes", "-"))
-        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} | {minutes} | {played} |")
-    tasks = sorted({task for seeds in policies.values() for s in seeds.values() for task in s["per_task"]})
+        there = {seed: s["retained"] for seed, s in seeds.items() if "retained" in s}
+        kept = f" {cell(there) if there else '-'} |" if retained else ""
+        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{kept} {minutes} | {played} |")
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
     lines.append("|---" * (1 + len(order)) + "|")
+    lines += _by_task(policies, order, "")
+    lines += _by_task(
+        {n: {k: s.get("retained", {"per_task": {}}) for k, s in p.items()} for n, p in policies.items()},
+        order,
+        " (not distilled)",
+    )
+    lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
+    return written(lines, Path(config.out))
+
+
+def _by_task(policies: dict[str, Any], order: list[str], note: str) -> list[str]:
+    """A line for each task, of ``order``'s success there in percent."""
+    tasks = sorted({task for seeds in policies.values() for s in seeds.values() for task in s["per_task"]})
+    lines = []
     for task in tasks:
         cells = []
         for name in order:
             rates = [s["per_task"][task] for s in policies[name].values() if task in s["per_task"]]
             cells.append(f"{100 * sum(rates) / len(rates):.0f}" if rates else "-")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
-    return written(lines, Path(config.out))
+        lines.append(f"| {task}{note} | " + " | ".join(cells) + " |")
+    return lines
