@@ -359,6 +359,7 @@ def test_a_teacher_whose_words_mean_other_actions(student):
         ({"teacher": None}, "algorithm.teacher.path is not set"),
         ({"memory": 100, "reward_weight": 0.1}, "algorithm.memory=100: reward and reverse_sampled learn"),
         ({"memory": 100, "first_objective": "reverse_sampled"}, "set memory=0"),
+        ({"drawn_steps": 1}, "algorithm.drawn_steps=1 is of token PPO"),
         ({"actor_lr_steps": 0}, "algorithm.actor_lr_steps=0 must be at least 1"),
         ({"time_limit": "never"}, "algorithm.time_limit=never: choose bootstrap or end"),
     ],

@@ -70,6 +70,37 @@ def test_only_what_is_carried_out_is_said(tokens):
     assert torch.equal(again["action"][:, :3], shorter["action"][:, :3])
 
 
+def test_of_drawn_steps_alone_words_are_drawn_and_the_likeliest_follow(tokens):
+    ours, seen = Spoken(tokens, temperature=1.4, drawn=1), PointMass(20, 0).observe()
+    output, _ = ours.act(seen, ours.initial_state(20))
+    assert output["tokens"].shape == output["log_prob"].shape == (20, 2)
+    chance, _, _ = ours.evaluate(output["condition"], output["tokens"])
+    torch.testing.assert_close(chance, output["log_prob"], atol=1e-5, rtol=1e-5)
+    said = output["tokens"]
+    for place in range(2, 8):  # what the network says greedily after them
+        scores = ours.network.logits(output["condition"], torch.cat([said, said[:, :1]], 1))[:, place]
+        said = torch.cat([said, scores.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(ours.actions_of_tokens(said), output["action"])
+
+
+def test_learns_from_the_words_of_the_first_step_alone(tokens):
+    torch.manual_seed(0)
+    settings = {"decisions": 400, "epochs": 4, "batch_size": 200, "actor_lr": 3e-4, "critic_updates": 50}
+    algorithm = token_ppo(
+        OpenLoop(tokens, 4),
+        SPEC,
+        32,
+        drawn_steps=1,
+        observation_keys=[STATE, ENV_STATE],
+        hidden=[64, 64],
+        **settings,
+    )
+    before = success_rate(algorithm.eval_policy)
+    train(algorithm, 60_000, envs=32)
+    after = success_rate(algorithm.eval_policy)
+    assert after > before + 0.1, (before, after)
+
+
 def test_probabilities_are_those_it_was_drawn_with(tokens):
     ours, seen = Spoken(tokens, temperature=1.4), PointMass(20, 0).observe()
     output, _ = ours.act(seen, ours.initial_state(20))
@@ -142,6 +173,7 @@ def test_resume_is_bit_exact(tokens, tmp_path):
         ({"temperature": 0.0}, "algorithm.temperature=0.0 must be above 0"),
         ({"clip": 1.5}, "algorithm.clip=1.5"),
         ({"epochs": 0}, "algorithm.epochs=0 must be at least 1"),
+        ({"drawn_steps": 5}, "algorithm.drawn_steps=5: at most the 4 steps"),
     ],
 )
 def test_bad_settings(tokens, settings, says):

@@ -124,6 +124,10 @@ class OPD(TokenPPO):
                 f"algorithm.memory={config.memory}: reward and reverse_sampled learn from words that were just drawn; set memory=0, "
                 "or reward_weight=0 and an exact objective"
             )
+        if config.drawn_steps:
+            raise UserError(
+                f"algorithm.drawn_steps={config.drawn_steps} is of token PPO: here every word is learned; set 0"
+            )
         check_asking(config, teacher)
         super().__init__(config, base, env_spec, num_envs, device)
         self.memory = Ring(config.memory)

@@ -23,6 +23,9 @@ class TokenPPOConfig(ChunkPPOConfig):
 
     Attributes:
         temperature: that words are drawn and scored at.
+        drawn_steps: time steps of a chunk whose words are drawn and learned from; those of later steps are the likeliest to
+            follow. A chunk that goes on as it began explores as far with a few words as with all of them, and what came of it
+            says more of each. 0 = all.
         ratio: what the trust region is of: each ``token``, each ``action`` (the words of one time step together), or the
             ``chunk``.
         clip: how far the ratio may fall below 1.
@@ -40,6 +43,7 @@ class TokenPPOConfig(ChunkPPOConfig):
     actor_lr: float = 3e-5
     target_kl: float = 0.2
     temperature: float = 1.0
+    drawn_steps: int = 0
     ratio: str = "action"
     clip: float = 0.2
     clip_high: float = 0.28
@@ -76,13 +80,24 @@ class TokenPPO(ChunkPPO):
         super().__init__(
             config,
             lambda generator: Spoken(
-                chunks.base, temperature=config.temperature, executed=chunks.horizon, generator=generator
+                chunks.base,
+                temperature=config.temperature,
+                executed=chunks.horizon,
+                drawn=config.drawn_steps,
+                generator=generator,
             ),
             chunks,
             env_spec,
             num_envs,
             device,
         )
+        if not 0 <= config.drawn_steps <= self.actor.executed or (
+            config.drawn_steps and self.actor.words.end is not None
+        ):
+            raise UserError(
+                f"algorithm.drawn_steps={config.drawn_steps}: at most the {self.actor.executed} steps of a chunk that are carried out, "
+                "0 = all; FAST words, which are of the whole chunk: 0"
+            )
         if self.actor.words.end is not None and config.ratio == "action":
             raise UserError(
                 "algorithm.ratio=action: FAST words are of the whole chunk, not of one time step; set algorithm.ratio=chunk or token"
@@ -99,7 +114,7 @@ class TokenPPO(ChunkPPO):
     def rewarded_loss(self, which: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped objective of the decisions ``which`` [B], for words ``old`` and ``new`` [B, N] likely."""
         config = self.config
-        parts = {"token": new.shape[1], "action": self.actor.executed, "chunk": 1}[config.ratio]
+        parts = {"token": new.shape[1], "action": new.shape[1] // self.actor.dims, "chunk": 1}[config.ratio]
         old, new = (each.view(len(new), parts, -1).sum(2) for each in (old, new))
         advantage = self.advantage_of(which).to(new.device)[:, None].expand_as(new)
         low, high = (torch.full_like(new, value) for value in (config.clip, config.clip_high))

@@ -26,6 +26,7 @@ class Spoken:
         base: a policy with the ``Tokens`` capability.
         temperature: of drawing.
         executed: H, steps of a chunk that are carried out; None = all.
+        drawn: steps of a chunk whose words are drawn, the likeliest following from them; 0 = all.
         generator: of drawing.
 
     Raises:
@@ -38,6 +39,7 @@ class Spoken:
         *,
         temperature: float = 1.0,
         executed: int | None = None,
+        drawn: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(base, Tokens):
@@ -52,6 +54,8 @@ class Spoken:
         self.executed = min(steps, executed or steps)
         self.words = self.head.words
         self.count = self.executed * self.dims if self.words.end is None else self.words.count
+        self.drawn = self.count if not drawn else drawn * self.dims
+        """Words that are drawn, and remembered as a decision's."""
         self.network = self.head.copy()
         self.token_head = copy.copy(self.head)
         """The ``Tokens`` capability, with what was learned: one token policy may teach another."""
@@ -70,15 +74,15 @@ class Spoken:
     def act(
         self, observation: Observation, state: TensorDict, *, deterministic: bool = False
     ) -> tuple[TensorDict, TensorDict]:
-        """``action`` [B, T, A]; exploring also ``tokens``, ``log_prob`` [B, N] of N = H A words, and ``condition``."""
+        """``action`` [B, T, A]; exploring also ``tokens``, ``log_prob`` [B, N] of the N words that are drawn, and ``condition``."""
         condition, state = self.encode_tokens(observation, state)
         temperature = 0.0 if deterministic else self.temperature
-        said = self.network.sample(
-            condition, self.count, temperature, None if deterministic else self.generator, self.words.end
-        )
+        generator = None if deterministic else self.generator
+        said = self.network.sample(condition, self.count, temperature, generator, self.words.end, self.drawn)
         output = TensorDict({"action": self.actions_of_tokens(said["tokens"])}, batch_size=[len(condition)])
         if not deterministic:
-            output["tokens"], output["log_prob"] = said["tokens"], said["log_prob"]
+            output["tokens"] = said["tokens"][:, : self.drawn]
+            output["log_prob"] = said["log_prob"][:, : self.drawn]
             output["condition"] = condition
         return output, state
 

@@ -227,11 +227,13 @@ class TokenNetwork(nn.Module):
         temperature: float,
         generator: torch.Generator | None = None,
         end: int | None = None,
+        first: int | None = None,
     ) -> TensorDict:
         """``count`` words by cached decoding: ``tokens`` [B, N], their ``log_prob`` and the ``entropy`` [B, N].
 
         Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1. After the word
-        ``end``, where there is one, a row is filled with it, certain as it is (log-probability and entropy 0).
+        ``end``, where there is one, a row is filled with it, certain as it is (log-probability and entropy 0). With ``first``
+        only so many words are drawn; those after them are the likeliest.
         """
         prefix, there = self.prefix(condition)
         mask, now, cache = there, prefix, None
@@ -248,7 +250,7 @@ class TokenNetwork(nn.Module):
             )
             cache = output.past_key_values
             scores = self._scores(output.last_hidden_state[:, -1])
-            token = drawn(scores, temperature, generator)
+            token = drawn(scores, temperature if first is None or step < first else 0.0, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             if end is not None:
                 token = token.masked_fill(over, end)
