@@ -1,4 +1,4 @@
-"""``vla-rl bench token_ppo``: a token VLA that sees pictures, cloned from a few noisy demonstrations, then token PPO on sparse success.
+"""``vla-rl bench token_ppo``: a token VLA that sees pictures, fine-tuned on a few noisy demonstrations, then token PPO on sparse success.
 
 After VLA-RL (arXiv 2505.18719). Every part is a ``vla-rl`` command of its own, kept once finished.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 from vla_rl.bench.diffusion_table import own_settings, write_table
 from vla_rl.config import compose
-from vla_rl.keys import STATE, image_key
 from vla_rl.runtime.stages import counted, demonstrated, fill, pretrained, trained, workers
 
 BASE = "token"
@@ -23,9 +22,13 @@ def run(overrides: list[str]) -> int:
 
 
 def _env(config: Any, name: str) -> list[str]:
-    """Overrides of a task's environment with the policy's camera."""
-    seen = [f"env.cameras=[{config.camera}]", f"env.image_size={config.image_size}"]
-    return [*config.tasks[name].env, "env.num_envs=8", *seen, workers(config.num_workers)]
+    """Overrides of a task's environment with the policy's cameras."""
+    seen = [f"env.cameras=[{_cameras(config)}]", f"env.image_size={config.image_size}"]
+    return [*config.tasks[name].env, "env.num_envs=16", *seen, workers(config.num_workers)]
+
+
+def _cameras(config: Any) -> str:
+    return ",".join(config.cameras)
 
 
 def _policy(config: Any, folder: Path) -> list[str]:
@@ -35,9 +38,8 @@ def _policy(config: Any, folder: Path) -> list[str]:
 def _prepare(config: Any, name: str) -> None:
     """Demonstrations, their clone, and its success."""
     task, folder, env = config.tasks[name], Path(config.work) / name, _env(config, name)
-    demonstrated(folder, env, noise=task.noise, episodes=task.demos, camera=config.camera)
-    seeing = f"train.inputs=[{image_key(config.camera)},{STATE}]"
-    settings = [seeing, f"train.chunk_size={config.horizon}", *config.bases[BASE], *task.get("base", ())]
+    demonstrated(folder, env, noise=task.noise, episodes=task.demos, camera=_cameras(config))
+    settings = [f"train.chunk_size={config.horizon}", *config.bases[BASE], *task.get("base", ())]
     pretrained(folder / BASE, [folder / "demonstrations"], settings, folder / "log.txt")
     counted(folder / f"{BASE}.json", env, _policy(config, folder), episodes=config.episodes)
 
