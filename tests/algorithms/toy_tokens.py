@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy_diffusion import CHUNK, examples
 
 from vla_rl.keys import ENV_STATE, STATE
-from vla_rl.policies.action_tokens import BinWords, drawn, log_probs_of
+from vla_rl.policies.action_tokens import BinWords, drawn, log_probs_of, middle
 from vla_rl.policies.base import PolicySpec
 
 BINS = 16
@@ -37,12 +37,16 @@ class Speaker(nn.Module):
         return self.layers(torch.cat([seen, self.word(before).flatten(2), places], 2))
 
     @torch.no_grad()
-    def sample(self, condition, count, temperature, generator=None, end=None, first=None):
+    def sample(self, condition, count, temperature, generator=None, end=None, first=None, median=0.0):
         tokens = torch.zeros(len(condition), 0, dtype=torch.long)
         chances, entropies = [], []
         for place in range(count):
             scores = self.logits(condition, torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1))[:, -1]
-            token = drawn(scores, temperature if first is None or place < first else 0.0, generator)
+            chosen = first is None or place < first
+            if chosen and median and not temperature:
+                token = middle(scores, median)
+            else:
+                token = drawn(scores, temperature if chosen else 0.0, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             tokens = torch.cat([tokens, token[:, None]], 1)
             chances.append(chance)

@@ -26,6 +26,8 @@ class TokenPPOConfig(ChunkPPOConfig):
         drawn_steps: time steps of a chunk whose words are drawn and learned from; those of later steps are the likeliest to
             follow. A chunk that goes on as it began explores as far with a few words as with all of them, and what came of it
             says more of each. 0 = all.
+        median: where nothing is explored, say of the words that would be drawn those in the middle of their distribution, in place of the
+            likeliest: what was learned is where words lie on average, not which of many neighbours stands out by a little.
         ratio: what the trust region is of: each ``token``, each ``action`` (the words of one time step together), or the
             ``chunk``.
         clip: how far the ratio may fall below 1.
@@ -44,6 +46,7 @@ class TokenPPOConfig(ChunkPPOConfig):
     target_kl: float = 0.2
     temperature: float = 1.0
     drawn_steps: int = 0
+    median: bool = False
     ratio: str = "action"
     clip: float = 0.2
     clip_high: float = 0.28
@@ -84,6 +87,7 @@ class TokenPPO(ChunkPPO):
                 temperature=config.temperature,
                 executed=chunks.horizon,
                 drawn=config.drawn_steps,
+                median=config.median,
                 generator=generator,
             ),
             chunks,
@@ -91,6 +95,8 @@ class TokenPPO(ChunkPPO):
             num_envs,
             device,
         )
+        if config.median and self.actor.words.end is not None:
+            raise UserError("algorithm.median=true: FAST words have no middle; set false")
         if not 0 <= config.drawn_steps <= self.actor.executed or (
             config.drawn_steps and self.actor.words.end is not None
         ):

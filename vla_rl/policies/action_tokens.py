@@ -73,6 +73,12 @@ def kl(here: Tensor, there: Tensor) -> Tensor:
     return (here.exp() * (here - there)).sum(-1)
 
 
+def middle(logits: Tensor, temperature: float) -> Tensor:
+    """[B] the word in the middle of each distribution of ``logits`` [B, bins] over bins: as much lies below it as above."""
+    cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
+    return (cumulated < 0.5).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
 def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
     """A token [B] per row of ``logits`` [B, bins]; the likeliest at temperature 0.
 

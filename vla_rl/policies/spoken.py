@@ -27,6 +27,7 @@ class Spoken:
         temperature: of drawing.
         executed: H, steps of a chunk that are carried out; None = all.
         drawn: steps of a chunk whose words are drawn, the likeliest following from them; 0 = all.
+        median: deterministic, of the words that would be drawn those in the middle of their distribution, in place of the likeliest.
         generator: of drawing.
 
     Raises:
@@ -40,6 +41,7 @@ class Spoken:
         temperature: float = 1.0,
         executed: int | None = None,
         drawn: int = 0,
+        median: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(base, Tokens):
@@ -50,6 +52,7 @@ class Spoken:
             raise UserError(f"algorithm.temperature={temperature} must be above 0")
         self.base, self.head = base, base.token_head
         self.temperature, self.generator = temperature, generator
+        self.median = temperature if median else 0.0
         steps, self.dims = self.head.shape
         self.executed = min(steps, executed or steps)
         self.words = self.head.words
@@ -78,7 +81,9 @@ class Spoken:
         condition, state = self.encode_tokens(observation, state)
         temperature = 0.0 if deterministic else self.temperature
         generator = None if deterministic else self.generator
-        said = self.network.sample(condition, self.count, temperature, generator, self.words.end, self.drawn)
+        said = self.network.sample(
+            condition, self.count, temperature, generator, self.words.end, self.drawn, self.median
+        )
         output = TensorDict({"action": self.actions_of_tokens(said["tokens"])}, batch_size=[len(condition)])
         if not deterministic:
             output["tokens"] = said["tokens"][:, : self.drawn]

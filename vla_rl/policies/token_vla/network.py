@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_rl.policies.action_tokens import drawn, log_probs_of
+from vla_rl.policies.action_tokens import drawn, log_probs_of, middle
 from vla_rl.policies.token_vla.keypoints import KeypointTowers
 
 
@@ -228,12 +228,14 @@ class TokenNetwork(nn.Module):
         generator: torch.Generator | None = None,
         end: int | None = None,
         first: int | None = None,
+        median: float = 0.0,
     ) -> TensorDict:
         """``count`` words by cached decoding: ``tokens`` [B, N], their ``log_prob`` and the ``entropy`` [B, N].
 
         Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1. After the word
         ``end``, where there is one, a row is filled with it, certain as it is (log-probability and entropy 0). With ``first``
-        only so many words are drawn; those after them are the likeliest.
+        only so many words are drawn; those after them are the likeliest. With ``median`` greedy words (of the ``first``) are those in the
+        middle of the distribution at that temperature.
         """
         prefix, there = self.prefix(condition)
         mask, now, cache = there, prefix, None
@@ -250,7 +252,11 @@ class TokenNetwork(nn.Module):
             )
             cache = output.past_key_values
             scores = self._scores(output.last_hidden_state[:, -1])
-            token = drawn(scores, temperature if first is None or step < first else 0.0, generator)
+            chosen = first is None or step < first
+            if chosen and median and not temperature:
+                token = middle(scores, median)
+            else:
+                token = drawn(scores, temperature if chosen else 0.0, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             if end is not None:
                 token = token.masked_fill(over, end)
