@@ -27,7 +27,7 @@ class TokenPPOConfig(ChunkPPOConfig):
             follow. A chunk that goes on as it began explores as far with a few words as with all of them, and what came of it
             says more of each. 0 = all.
         median: where nothing is explored, say of the words that would be drawn those in the middle of their distribution, in place of the
-            likeliest: what was learned is where words lie on average, not which of many neighbours stands out by a little.
+            likeliest, of which many neighbours are nearly as likely. Better on some tasks, worse on others.
         ratio: what the trust region is of: each ``token``, each ``action`` (the words of one time step together), or the
             ``chunk``.
         clip: how far the ratio may fall below 1.
