@@ -68,7 +68,7 @@ def test_the_page_compares_columns_at_equal_steps(tmp_path):
             "LeRobot's MultiTaskDiT on simulator state, 5 denoising",
         ),
         ("vlac", "# A vision-language critic", "LeRobot's MultiTaskDiT on simulator state, 5 denoising"),
-        ("token_ppo", "# Token PPO", "token VLAs (token_nano) that see one camera's pictures"),
+        ("token_ppo", "# Token PPO", "token VLAs (token_nano) that see two cameras' pictures"),
     ],
 )
 def test_each_page_says_what_its_bases_are(tmp_path, name, title, bases):
