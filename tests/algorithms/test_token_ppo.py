@@ -34,7 +34,7 @@ def tokens():
 
 
 def test_deterministic_words_may_be_those_in_the_middle(tokens):
-    ours, seen = Spoken(tokens, temperature=20.0, drawn=1, median=True), PointMass(20, 0).observe()
+    ours, seen = Spoken(tokens, temperature=20.0, drawn_steps=1, median=True), PointMass(20, 0).observe()
     output, _ = ours.act(seen, ours.initial_state(20), deterministic=True)
     likeliest, _ = tokens.act(seen, tokens.initial_state(20))
     assert not torch.equal(output["action"], likeliest["action"])
@@ -88,7 +88,7 @@ def test_only_what_is_carried_out_is_said(tokens):
 
 
 def test_of_drawn_steps_alone_words_are_drawn_and_the_likeliest_follow(tokens):
-    ours, seen = Spoken(tokens, temperature=1.4, drawn=1), PointMass(20, 0).observe()
+    ours, seen = Spoken(tokens, temperature=1.4, drawn_steps=1), PointMass(20, 0).observe()
     output, _ = ours.act(seen, ours.initial_state(20))
     assert output["tokens"].shape == output["log_prob"].shape == (20, 2)
     chance, _, _ = ours.evaluate(output["condition"], output["tokens"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy_diffusion import CHUNK, examples
 
 from vla_rl.keys import ENV_STATE, STATE
-from vla_rl.policies.action_tokens import BinWords, drawn, log_probs_of, middle
+from vla_rl.policies.action_tokens import BinWords, drawn, log_probs_of
 from vla_rl.policies.base import PolicySpec
 
 BINS = 16
@@ -43,10 +43,7 @@ class Speaker(nn.Module):
         for place in range(count):
             scores = self.logits(condition, torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1))[:, -1]
             chosen = first is None or place < first
-            if chosen and median and not temperature:
-                token = middle(scores, median)
-            else:
-                token = drawn(scores, temperature if chosen else 0.0, generator)
+            token = drawn(scores, temperature, generator, median) if chosen else scores.argmax(-1)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             tokens = torch.cat([tokens, token[:, None]], 1)
             chances.append(chance)

@@ -86,7 +86,7 @@ class TokenPPO(ChunkPPO):
                 chunks.base,
                 temperature=config.temperature,
                 executed=chunks.horizon,
-                drawn=config.drawn_steps,
+                drawn_steps=config.drawn_steps,
                 median=config.median,
                 generator=generator,
             ),

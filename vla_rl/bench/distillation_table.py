@@ -78,7 +78,8 @@ def _kept(work: Path, name: str) -> dict[str, Any]:
 def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[str, Any]) -> str:
     """The tables."""
     order = [name for name in TITLES if name in policies] + [name for name in policies if name not in TITLES]
-    retained = any("retained" in s for seeds in policies.values() for s in seeds.values())
+    kept = {n: {k: s["retained"] for k, s in p.items() if "retained" in s} for n, p in policies.items()}
+    retained = any(kept.values())
     others = (
         f" *Not distilled*: of {config.retained_episodes} episodes of tasks that the student was cloned on and nobody taught."
         if retained
@@ -99,17 +100,12 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
         first = next(iter(seeds.values()))
         minutes = f"{first['train_seconds'] / 60:.0f}" if "train_seconds" in first else "-"
         played = str(first.get("train_episodes", "-"))
-        there = {seed: s["retained"] for seed, s in seeds.items() if "retained" in s}
-        kept = f" {cell(there) if there else '-'} |" if retained else ""
-        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{kept} {minutes} | {played} |")
+        elsewhere = f" {cell(kept[name]) if kept[name] else '-'} |" if retained else ""
+        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {played} |")
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
     lines.append("|---" * (1 + len(order)) + "|")
     lines += _by_task(policies, order, "")
-    lines += _by_task(
-        {n: {k: s.get("retained", {"per_task": {}}) for k, s in p.items()} for n, p in policies.items()},
-        order,
-        " (not distilled)",
-    )
+    lines += _by_task(kept, order, " (not distilled)")
     lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
     return written(lines, Path(config.out))
 

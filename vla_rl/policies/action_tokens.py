@@ -73,19 +73,17 @@ def kl(here: Tensor, there: Tensor) -> Tensor:
     return (here.exp() * (here - there)).sum(-1)
 
 
-def middle(logits: Tensor, temperature: float) -> Tensor:
-    """[B] the word in the middle of each distribution of ``logits`` [B, bins] over bins: as much lies below it as above."""
-    cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
-    return (cumulated < 0.5).sum(-1).clamp(max=logits.shape[-1] - 1)
+def drawn(
+    logits: Tensor, temperature: float, generator: torch.Generator | None = None, median: float = 0.0
+) -> Tensor:
+    """A token [B] per row of ``logits`` [B, bins]; at temperature 0 the likeliest, or with ``median`` that of the distribution at this temperature.
 
-
-def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-    """A token [B] per row of ``logits`` [B, bins]; the likeliest at temperature 0.
-
-    Drawn by inverting the distribution with one uniform number per row: the same on every device.
+    Drawn by inverting the distribution with one uniform number per row: the same on every device. The median is where that number is a half.
     """
-    if temperature == 0:
+    if not (temperature or median):
         return logits.argmax(-1)
-    cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
-    place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    cumulated = (logits / (temperature or median)).double().softmax(-1).cumsum(-1)
+    place: Tensor | float = 0.5
+    if temperature:
+        place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
     return (cumulated < place * cumulated[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

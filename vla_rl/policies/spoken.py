@@ -26,7 +26,7 @@ class Spoken:
         base: a policy with the ``Tokens`` capability.
         temperature: of drawing.
         executed: H, steps of a chunk that are carried out; None = all.
-        drawn: steps of a chunk whose words are drawn, the likeliest following from them; 0 = all.
+        drawn_steps: of a chunk, whose words are drawn, the likeliest following from them; 0 = all.
         median: deterministic, of the words that would be drawn those in the middle of their distribution, in place of the likeliest.
         generator: of drawing.
 
@@ -40,7 +40,7 @@ class Spoken:
         *,
         temperature: float = 1.0,
         executed: int | None = None,
-        drawn: int = 0,
+        drawn_steps: int = 0,
         median: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class Spoken:
         self.executed = min(steps, executed or steps)
         self.words = self.head.words
         self.count = self.executed * self.dims if self.words.end is None else self.words.count
-        self.drawn = self.count if not drawn else drawn * self.dims
+        self.drawn = drawn_steps * self.dims or self.count
         """Words that are drawn, and remembered as a decision's."""
         self.network = self.head.copy()
         self.token_head = copy.copy(self.head)

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_rl.policies.action_tokens import drawn, log_probs_of, middle
+from vla_rl.policies.action_tokens import drawn, log_probs_of
 from vla_rl.policies.token_vla.keypoints import KeypointTowers
 
 
@@ -253,10 +253,7 @@ class TokenNetwork(nn.Module):
             cache = output.past_key_values
             scores = self._scores(output.last_hidden_state[:, -1])
             chosen = first is None or step < first
-            if chosen and median and not temperature:
-                token = middle(scores, median)
-            else:
-                token = drawn(scores, temperature if chosen else 0.0, generator)
+            token = drawn(scores, temperature, generator, median) if chosen else scores.argmax(-1)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             if end is not None:
                 token = token.masked_fill(over, end)
