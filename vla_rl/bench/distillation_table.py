@@ -17,13 +17,9 @@ TITLES = {
     "specialists": "specialists, one per task (teachers)",
     "student": "student before",
     "cloning": "cloning the specialists' successes",
-    "reverse": "distillation, reverse KL",
-    "forward": "distillation, forward KL",
     "forward_kept": "distillation, forward KL, earlier decisions kept",
-    "forward_long": "distillation, forward KL, earlier decisions kept, four times the updates",
     "forward_seen": "distillation, forward KL, towers warmed up on many scenes and frozen, asked within chunks",
     "reverse_kept": "distillation, reverse KL, earlier decisions kept",
-    "hard": "distillation, hard labels",
     "hard_kept": "distillation, hard labels, earlier decisions kept",
     "token_ppo": "token PPO",
 }
