@@ -22,6 +22,7 @@ TITLES = {
     "residual": "residual RL",
     "gaussian_ppo": "Gaussian PPO",
     "token_ppo": "token PPO",
+    "opd": "on-policy distillation",
     "true_reward": "true reward",
     "critic": "critic, guarded",
     "critic_near": "critic that has seen misses, guarded",

@@ -1,6 +1,6 @@
 """``vla-rl bench token_ppo``: a token VLA that sees pictures, fine-tuned on a few noisy demonstrations, then token PPO on sparse success.
 
-After VLA-RL (arXiv 2505.18719). Every part is a ``vla-rl`` command of its own, kept once finished.
+After VLA-RL (arXiv 2505.18719); beside it on-policy distillation (VLA-OPD) from the same base, and how many episodes either takes. Every part is a ``vla-rl`` command of its own, kept once finished.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "experiment=bench",
         *_env(config, name),
         *_policy(config, folder),
-        *asked.settings,
+        *(setting.format(name=name) for setting in asked.settings),
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
