@@ -12,6 +12,7 @@ from vla_rl.algorithms.ppo import clipped_loss
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
+from vla_rl.policies.capabilities import Tokens
 from vla_rl.policies.spoken import Spoken
 
 RATIOS = ("token", "action", "chunk")
@@ -80,6 +81,11 @@ class TokenPPO(ChunkPPO):
                 f"algorithm.clip={config.clip} clip_high={config.clip_high}: 0 < clip < 1, 0 < clip_high"
             )
         chunks = base_of(base, self.needs)
+        says = chunks.base
+        if config.ratio == "action" and isinstance(says, Tokens) and says.token_head.words.end is not None:
+            raise UserError(
+                "algorithm.ratio=action: FAST words are of the whole chunk, not of one time step; set algorithm.ratio=chunk or token"
+            )
         super().__init__(
             config,
             lambda generator: Spoken(
@@ -95,19 +101,6 @@ class TokenPPO(ChunkPPO):
             num_envs,
             device,
         )
-        if config.median and self.actor.words.end is not None:
-            raise UserError("algorithm.median=true: FAST words have no middle; set false")
-        if not 0 <= config.drawn_steps <= self.actor.executed or (
-            config.drawn_steps and self.actor.words.end is not None
-        ):
-            raise UserError(
-                f"algorithm.drawn_steps={config.drawn_steps}: at most the {self.actor.executed} steps of a chunk that are carried out, "
-                "0 = all; FAST words, which are of the whole chunk: 0"
-            )
-        if self.actor.words.end is not None and config.ratio == "action":
-            raise UserError(
-                "algorithm.ratio=action: FAST words are of the whole chunk, not of one time step; set algorithm.ratio=chunk or token"
-            )
 
     def said(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of the decisions ``which`` [B]: tokens [B, N], their log-probability when drawn and now, entropy, logits now."""

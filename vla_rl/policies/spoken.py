@@ -31,7 +31,8 @@ class Spoken:
         generator: of drawing.
 
     Raises:
-        UserError: a base without words, or a temperature that is not positive.
+        UserError: a base without words, a temperature that is not positive, more ``drawn_steps`` than are carried out, or of FAST
+            words the middle or a part.
     """
 
     def __init__(
@@ -56,6 +57,14 @@ class Spoken:
         steps, self.dims = self.head.shape
         self.executed = min(steps, executed or steps)
         self.words = self.head.words
+        fast = self.words.end is not None
+        if median and fast:
+            raise UserError("algorithm.median=true: FAST words have no middle; set false")
+        if not 0 <= drawn_steps <= self.executed or (drawn_steps and fast):
+            raise UserError(
+                f"algorithm.drawn_steps={drawn_steps}: at most the {self.executed} steps of a chunk that are carried out, "
+                "0 = all; FAST words, which are of the whole chunk: 0"
+            )
         self.count = self.executed * self.dims if self.words.end is None else self.words.count
         self.drawn = drawn_steps * self.dims or self.count
         """Words that are drawn, and remembered as a decision's."""
