@@ -125,6 +125,8 @@ class DistributedCollector:
         self.answer: dict[str, Any] = {"stop": False, "wait": False}
         self._sender = ThreadPoolExecutor(1, "sender")
         self._sent: Future[dict[str, Any]] | None = None
+        self._fetched: tuple[int, list[bytes]] | None = None
+        """A version, and what brings it up to date, fetched while the environment was being played."""
 
     def run(self) -> int:
         """Play to the end, or until told to leave; returns the environment steps of this life.
@@ -188,9 +190,14 @@ class DistributedCollector:
         message, number = self._message(), self.number
         self.number += 1
         self._batch, self._episodes = [], []
-        self._sent = self._sender.submit(
-            self._until, lambda: self.learner.push(self.index, self.generation, number, message)
-        )
+        self._sent = self._sender.submit(self._push, number, message)
+
+    def _push(self, number: int, message: bytes) -> dict[str, Any]:
+        """Send a batch, and fetch the weights that its answer tells of."""
+        answer = self._until(lambda: self.learner.push(self.index, self.generation, number, message))
+        if answer["version"] != (mine := self.followed.version):
+            self._fetched = mine, self._until(lambda: self.learner.weights_since(mine))
+        return answer
 
     def _message(self) -> bytes:
         """What was played since the last one: frames, or the decisions that are over."""
@@ -220,6 +227,9 @@ class DistributedCollector:
             load_weights(self.algorithm, self.followed.weights)
 
     def _ask(self, version: int) -> list[bytes]:
+        fetched, self._fetched = self._fetched, None
+        if fetched is not None and fetched[0] == version:
+            return fetched[1]
         return self._until(lambda: self.learner.weights_since(version))
 
     def _until(self, call: Callable[[], Any]) -> Any:

@@ -96,6 +96,7 @@ class DistributedLearner:
         self.ranks.share(self.learner)
         # A learner that was started again must not reuse the numbers of the one before it.
         self.published = Published(first=time.time_ns() // 1_000_000)
+        self._publishing = threading.Lock()
         self.published.publish(weights(self.learner))
         self._updates_of[self.published.version] = self.learner.updates
         self._published_at = time.monotonic()
@@ -186,8 +187,8 @@ class DistributedLearner:
             }
 
     def weights_since(self, version: int) -> list[bytes]:
-        """Packed deltas that bring ``version`` up to date (``Published.since``)."""
-        with self._lock:
+        """Packed deltas that bring ``version`` up to date (``Published.since``); updates under way are not waited for."""
+        with self._publishing:
             return [delta.pack() for delta in self.published.since(version)]
 
     # ---- the driver -------------------------------------------------------------------------------------
@@ -356,7 +357,7 @@ class DistributedLearner:
             if first and due:
                 self.ranks.share(self.learner)  # what each has standardised from its own observations
             late = time.monotonic() - self._published_at > self.settings.publish
-            if not self._half_done and (late or self.learner.on_policy or not due):
+            if not self._half_done and (late or self.learner.on_policy):
                 self._publish()
             if saving == self.settings.learners and self._save_to is not None and not self._half_done:
                 self._save()
@@ -366,7 +367,8 @@ class DistributedLearner:
         if self._updates_of[self.published.version] == self.learner.updates:
             return
         self._published_at = time.monotonic()
-        version = self.published.publish(weights(self.learner))
+        with self._publishing:
+            version = self.published.publish(weights(self.learner))
         self._updates_of[version] = self.learner.updates
         for old in list(self._updates_of)[:-1000]:
             del self._updates_of[old]
