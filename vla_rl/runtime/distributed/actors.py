@@ -25,6 +25,9 @@ log = logging.getLogger("vla_rl.distributed")
 NAMESPACE = "vla_rl"
 """Of the learners' names in a Ray cluster."""
 
+UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
+"""Ray's own metrics and events of each call, which only its dashboard shows: a cluster that is started for a run has none."""
+
 LEASE = 60.0
 """Seconds after a guest's last sign of life in which its place is kept."""
 
@@ -60,7 +63,10 @@ def connect(address: str | None, cpus: int | None = None) -> tuple[Any, bool]:
         except (OSError, ValueError) as error:
             raise UserError(f"launcher.address={address}: nobody answers there ({error}); {local}") from error
     options: dict[str, Any] = {"namespace": NAMESPACE}
-    options |= {"include_dashboard": False, "num_cpus": cpus} if address is None else {}
+    if address is None:
+        options |= {"include_dashboard": False, "num_cpus": cpus}
+        for name, value in UNWATCHED.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, by what is wrong
