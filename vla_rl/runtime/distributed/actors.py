@@ -28,6 +28,10 @@ NAMESPACE = "vla_rl"
 UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 """Ray's own metrics and events of each call, which only its dashboard shows: a cluster that is started for a run has none."""
 
+BEHIND = 5
+"""Niceness of collectors: where cores are fewer than processes the learner has one of its own, or collectors that took a part of it
+would wait for its updates afterwards, with a core idle."""
+
 LEASE = 60.0
 """Seconds after a guest's last sign of life in which its place is kept."""
 
@@ -339,6 +343,7 @@ class CollectorActor:
 
     def __init__(self, folder: str) -> None:
         os.chdir(folder)
+        os.nice(BEHIND)
 
     def run(
         self,
