@@ -47,6 +47,7 @@ def test_every_command_has_help_with_an_example(capsys, name):
         (["train", "env=metaworld", "env.imge_size=9"], "'env.imge_size': did you mean env.image_size"),
         (["train", "experiment=tabel"], "did you mean table"),
         (["train", "nonsense"], "'nonsense' is not key=value"),
+        (["bench", "distillation", "study=[work=there]"], "study=[work=there] cannot be read"),
         (["train", "resume=runs/does-not-exist"], "no run there"),
         (["pretrain", "datasets=[nowhere]", "out=x"], "nowhere is not a LeRobotDataset"),
         (

@@ -45,8 +45,12 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
 def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     """One line for hydra's several: the offending override and the nearest valid keys."""
     from hydra import compose as hydra_compose
+    from hydra.errors import OverrideParseException
 
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        where = text.splitlines()[0]
+        return f"{error.override} cannot be read ({where}): brackets in pairs, and quotes around what has = : or blanks inside a list, [\"a=b\"]"
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         group, _, option = missing.group(1).rpartition("/")
