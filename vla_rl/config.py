@@ -50,7 +50,7 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         where = text.splitlines()[0]
-        return f"{error.override} cannot be read ({where}): brackets in pairs, and quotes around what has = : or blanks inside a list, [\"a=b\"]"
+        return f'{error.override} cannot be read ({where}): brackets in pairs, and quotes around what has = : or blanks inside a list, ["a=b"]'
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         group, _, option = missing.group(1).rpartition("/")
