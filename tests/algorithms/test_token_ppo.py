@@ -33,21 +33,6 @@ def tokens():
     return ToyTokens()
 
 
-def test_deterministic_words_may_be_those_in_the_middle(tokens):
-    ours, seen = Spoken(tokens, temperature=20.0, drawn_steps=1, median=True), PointMass(20, 0).observe()
-    output, _ = ours.act(seen, ours.initial_state(20), deterministic=True)
-    likeliest, _ = tokens.act(seen, tokens.initial_state(20))
-    assert not torch.equal(output["action"], likeliest["action"])
-    condition, _ = ours.encode_tokens(seen, ours.initial_state(20))
-    said = torch.zeros(20, 0, dtype=torch.long)
-    for place in range(8):
-        scores = ours.network.logits(condition, torch.cat([said, said.new_zeros(20, 1)], 1))[:, place]
-        below = (scores / 20.0).double().softmax(-1).cumsum(-1)
-        word = torch.searchsorted(below, torch.full((20, 1), 0.5, dtype=torch.double))[:, 0]
-        said = torch.cat([said, (word if place < 2 else scores.argmax(-1))[:, None]], 1)
-    assert torch.equal(ours.actions_of_tokens(said), output["action"])
-
-
 @pytest.mark.parametrize("drawn_steps", [0, 1])
 def test_learns(tokens, drawn_steps):
     torch.manual_seed(0)
@@ -202,9 +187,8 @@ def test_filling_after_the_end_of_a_chunk_teaches_nothing(tokens):
     speaks = copy.copy(tokens)
     speaks.token_head = copy.copy(tokens.token_head)
     speaks.token_head.words = Fast(BINS, tokens.token_head.shape)
-    for settings in ({"median": True}, {"drawn_steps": 1}):
-        with pytest.raises(UserError, match="FAST words"):
-            token_ppo(OpenLoop(speaks, 4), SPEC, 4, **(SMALL | settings))
+    with pytest.raises(UserError, match="FAST words"):
+        token_ppo(OpenLoop(speaks, 4), SPEC, 4, drawn_steps=1, **SMALL)
     with pytest.raises(UserError, match="ratio=action: FAST words"):
         token_ppo(OpenLoop(speaks, 4), SPEC, 8, **SMALL)
     algorithm = token_ppo(OpenLoop(speaks, 4), SPEC, 8, ratio="token", **SMALL)

@@ -37,13 +37,13 @@ class Speaker(nn.Module):
         return self.layers(torch.cat([seen, self.word(before).flatten(2), places], 2))
 
     @torch.no_grad()
-    def sample(self, condition, count, temperature, generator=None, end=None, first=None, median=0.0):
+    def sample(self, condition, count, temperature, generator=None, end=None, first=None):
         tokens = torch.zeros(len(condition), 0, dtype=torch.long)
         chances, entropies = [], []
         for place in range(count):
             scores = self.logits(condition, torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1))[:, -1]
             chosen = first is None or place < first
-            token = drawn(scores, temperature, generator, median) if chosen else scores.argmax(-1)
+            token = drawn(scores, temperature, generator) if chosen else scores.argmax(-1)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             tokens = torch.cat([tokens, token[:, None]], 1)
             chances.append(chance)

@@ -27,8 +27,6 @@ class TokenPPOConfig(ChunkPPOConfig):
         drawn_steps: time steps of a chunk whose words are drawn and learned from; those of later steps are the likeliest to
             follow. A chunk that goes on as it began explores as far with a few words as with all of them, and what came of it
             says more of each. 0 = all.
-        median: where nothing is explored, say of the words that would be drawn those in the middle of their distribution, in place of the
-            likeliest, of which many neighbours are nearly as likely. Better on some tasks, worse on others.
         ratio: what the trust region is of: each ``token``, each ``action`` (the words of one time step together), or the
             ``chunk``.
         clip: how far the ratio may fall below 1.
@@ -47,7 +45,6 @@ class TokenPPOConfig(ChunkPPOConfig):
     target_kl: float = 0.2
     temperature: float = 1.0
     drawn_steps: int = 0
-    median: bool = False
     ratio: str = "action"
     clip: float = 0.2
     clip_high: float = 0.28
@@ -93,7 +90,6 @@ class TokenPPO(ChunkPPO):
                 temperature=config.temperature,
                 executed=chunks.horizon,
                 drawn_steps=config.drawn_steps,
-                median=config.median,
                 generator=generator,
             ),
             chunks,

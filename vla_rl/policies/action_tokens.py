@@ -73,17 +73,13 @@ def kl(here: Tensor, there: Tensor) -> Tensor:
     return (here.exp() * (here - there)).sum(-1)
 
 
-def drawn(
-    logits: Tensor, temperature: float, generator: torch.Generator | None = None, median: float = 0.0
-) -> Tensor:
-    """A token [B] per row of ``logits`` [B, bins]; at temperature 0 the likeliest, or with ``median`` that of the distribution at this temperature.
+def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """A token [B] per row of ``logits`` [B, bins]; at temperature 0 the likeliest.
 
-    Drawn by inverting the distribution with one uniform number per row: the same on every device. The median is where that number is a half.
+    Drawn by inverting the distribution with one uniform number per row: the same on every device.
     """
-    if not (temperature or median):
+    if not temperature:
         return logits.argmax(-1)
-    cumulated = (logits / (temperature or median)).double().softmax(-1).cumsum(-1)
-    place: Tensor | float = 0.5
-    if temperature:
-        place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
+    place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
     return (cumulated < place * cumulated[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

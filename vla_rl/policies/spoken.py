@@ -27,12 +27,11 @@ class Spoken:
         temperature: of drawing.
         executed: H, steps of a chunk that are carried out; None = all.
         drawn_steps: of a chunk, whose words are drawn, the likeliest following from them; 0 = all.
-        median: deterministic, of the words that would be drawn those in the middle of their distribution, in place of the likeliest.
         generator: of drawing.
 
     Raises:
-        UserError: a base without words, a temperature that is not positive, more ``drawn_steps`` than are carried out, or of FAST
-            words the middle or a part.
+        UserError: a base without words, a temperature that is not positive, more ``drawn_steps`` than are carried out, or a part
+            of FAST words.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class Spoken:
         temperature: float = 1.0,
         executed: int | None = None,
         drawn_steps: int = 0,
-        median: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(base, Tokens):
@@ -53,13 +51,10 @@ class Spoken:
             raise UserError(f"algorithm.temperature={temperature} must be above 0")
         self.base, self.head = base, base.token_head
         self.temperature, self.generator = temperature, generator
-        self.median = temperature if median else 0.0
         steps, self.dims = self.head.shape
         self.executed = min(steps, executed or steps)
         self.words = self.head.words
         fast = self.words.end is not None
-        if median and fast:
-            raise UserError("algorithm.median=true: FAST words have no middle; set false")
         if not 0 <= drawn_steps <= self.executed or (drawn_steps and fast):
             raise UserError(
                 f"algorithm.drawn_steps={drawn_steps}: at most the {self.executed} steps of a chunk that are carried out, "
@@ -90,9 +85,7 @@ class Spoken:
         condition, state = self.encode_tokens(observation, state)
         temperature = 0.0 if deterministic else self.temperature
         generator = None if deterministic else self.generator
-        said = self.network.sample(
-            condition, self.count, temperature, generator, self.words.end, self.drawn, self.median
-        )
+        said = self.network.sample(condition, self.count, temperature, generator, self.words.end, self.drawn)
         output = TensorDict({"action": self.actions_of_tokens(said["tokens"])}, batch_size=[len(condition)])
         if not deterministic:
             output["tokens"] = said["tokens"][:, : self.drawn]

@@ -228,14 +228,12 @@ class TokenNetwork(nn.Module):
         generator: torch.Generator | None = None,
         end: int | None = None,
         first: int | None = None,
-        median: float = 0.0,
     ) -> TensorDict:
         """``count`` words by cached decoding: ``tokens`` [B, N], their ``log_prob`` and the ``entropy`` [B, N].
 
         Probabilities are those at the temperature that was sampled with; at temperature 0 (greedy) those at 1. After the word
         ``end``, where there is one, a row is filled with it, certain as it is (log-probability and entropy 0). With ``first``
-        only so many words are drawn; those after them are the likeliest. With ``median`` greedy words (of the ``first``) are those in the
-        middle of the distribution at that temperature.
+        only so many words are drawn; those after them are the likeliest.
         """
         prefix, there = self.prefix(condition)
         mask, now, cache = there, prefix, None
@@ -253,7 +251,7 @@ class TokenNetwork(nn.Module):
             cache = output.past_key_values
             scores = self._scores(output.last_hidden_state[:, -1])
             chosen = first is None or step < first
-            token = drawn(scores, temperature, generator, median) if chosen else scores.argmax(-1)
+            token = drawn(scores, temperature, generator) if chosen else scores.argmax(-1)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             if end is not None:
                 token = token.masked_fill(over, end)
