@@ -104,6 +104,46 @@ def test_two_collectors_fill_one_replay_and_follow_its_weights(tmp_path, monkeyp
     assert status["metrics"]["staleness"] >= 0 and status["episodes"] == len(status["recent"])
 
 
+def test_weights_are_had_while_updates_are_made(tmp_path):
+    learner, had = DistributedLearner(settings(tmp_path)), []
+    with learner._lock:  # as a burst of updates has it
+        asking = threading.Thread(target=lambda: had.extend(learner.weights_since(-1)))
+        asking.start()
+        asking.join(30)
+    assert not asking.is_alive() and len(had) == 1
+
+
+def test_versions_are_as_far_apart_as_asked(tmp_path):
+    learner = DistributedLearner(settings(tmp_path, publish=3600.0, steps=200))
+    first = learner.published.version
+    collector(0, learner).run()
+    assert learner.settle(60.0) == 0 and learner.status()["updates"] > 10
+    time.sleep(0.3)
+    assert learner.published.version == first
+
+
+def test_weights_are_fetched_while_the_next_batch_is_played(tmp_path):
+    learner, fetched_by = DistributedLearner(settings(tmp_path, publish=0.0, steps=200)), []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(learner, name)
+
+        def weights_since(self, version):
+            fetched_by.append(threading.current_thread().name)
+            return learner.weights_since(version)
+
+    player = collector(0, Watched())
+    player.run()
+    assert [name.startswith("sender") for name in fetched_by[:3]] == [
+        False,
+        True,
+        True,
+    ]  # the first when joining
+    assert player.followed.version > learner.published.first
+    assert learner.settle(60.0) == 0  # a thread in the middle of an update does not survive the interpreter's end
+
+
 def test_an_answer_that_is_lost_counts_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(collector_module, "PAUSE", 0.005)
     learner = DistributedLearner(settings(tmp_path, steps=200))
