@@ -135,11 +135,8 @@ def test_weights_are_fetched_while_the_next_batch_is_played(tmp_path):
 
     player = collector(0, Watched())
     player.run()
-    assert [name.startswith("sender") for name in fetched_by[:3]] == [
-        False,
-        True,
-        True,
-    ]  # the first when joining
+    beside = [name.startswith("sender") for name in fetched_by]
+    assert beside[:3] == [False, True, True]  # the first when joining
     assert player.followed.version > learner.published.first
     assert learner.settle(60.0) == 0  # a thread in the middle of an update does not survive the interpreter's end
 
