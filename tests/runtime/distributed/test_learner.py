@@ -138,7 +138,7 @@ def test_weights_are_fetched_while_the_next_batch_is_played(tmp_path):
     beside = [name.startswith("sender") for name in fetched_by]
     assert beside[:3] == [False, True, True]  # the first when joining
     assert player.followed.version > learner.published.first
-    assert learner.settle(60.0) == 0  # a thread in the middle of an update does not survive the interpreter's end
+    assert learner.settle(60.0) == 0  # an update under way would not survive the interpreter
 
 
 def test_an_answer_that_is_lost_counts_nothing_twice(tmp_path, monkeypatch):
