@@ -42,8 +42,7 @@ class Speaker(nn.Module):
         chances, entropies = [], []
         for place in range(count):
             scores = self.logits(condition, torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1))[:, -1]
-            chosen = first is None or place < first
-            token = drawn(scores, temperature, generator) if chosen else scores.argmax(-1)
+            token = drawn(scores, temperature if first is None or place < first else 0.0, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             tokens = torch.cat([tokens, token[:, None]], 1)
             chances.append(chance)

@@ -74,11 +74,11 @@ def kl(here: Tensor, there: Tensor) -> Tensor:
 
 
 def drawn(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-    """A token [B] per row of ``logits`` [B, bins]; at temperature 0 the likeliest.
+    """A token [B] per row of ``logits`` [B, bins]; the likeliest at temperature 0.
 
     Drawn by inverting the distribution with one uniform number per row: the same on every device.
     """
-    if not temperature:
+    if temperature == 0:
         return logits.argmax(-1)
     cumulated = (logits / temperature).double().softmax(-1).cumsum(-1)
     place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)

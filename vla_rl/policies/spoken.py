@@ -60,7 +60,7 @@ class Spoken:
                 f"algorithm.drawn_steps={drawn_steps}: at most the {self.executed} steps of a chunk that are carried out, "
                 "0 = all; FAST words, which are of the whole chunk: 0"
             )
-        self.count = self.executed * self.dims if self.words.end is None else self.words.count
+        self.count = self.words.count if fast else self.executed * self.dims
         self.drawn = drawn_steps * self.dims or self.count
         """Words that are drawn, and remembered as a decision's."""
         self.network = self.head.copy()

@@ -250,8 +250,7 @@ class TokenNetwork(nn.Module):
             )
             cache = output.past_key_values
             scores = self._scores(output.last_hidden_state[:, -1])
-            chosen = first is None or step < first
-            token = drawn(scores, temperature, generator) if chosen else scores.argmax(-1)
+            token = drawn(scores, temperature if first is None or step < first else 0.0, generator)
             chance, entropy = log_probs_of(scores, token, temperature or 1.0)
             if end is not None:
                 token = token.masked_fill(over, end)

@@ -125,8 +125,8 @@ class DistributedCollector:
         self.answer: dict[str, Any] = {"stop": False, "wait": False}
         self._sender = ThreadPoolExecutor(1, "sender")
         self._sent: Future[dict[str, Any]] | None = None
-        self._fetched: tuple[int, list[bytes]] | None = None
-        """A version, and what brings it up to date, fetched while the environment was being played."""
+        self._fetched: list[bytes] | None = None
+        """What brings the weights up to date, fetched while the environment was being played."""
 
     def run(self) -> int:
         """Play to the end, or until told to leave; returns the environment steps of this life.
@@ -195,8 +195,8 @@ class DistributedCollector:
     def _push(self, number: int, message: bytes) -> dict[str, Any]:
         """Send a batch, and fetch the weights that its answer tells of."""
         answer = self._until(lambda: self.learner.push(self.index, self.generation, number, message))
-        if answer["version"] != (mine := self.followed.version):
-            self._fetched = mine, self._until(lambda: self.learner.weights_since(mine))
+        if answer["version"] != self.followed.version:
+            self._fetched = self._ask(self.followed.version)
         return answer
 
     def _message(self) -> bytes:
@@ -228,9 +228,7 @@ class DistributedCollector:
 
     def _ask(self, version: int) -> list[bytes]:
         fetched, self._fetched = self._fetched, None
-        if fetched is not None and fetched[0] == version:
-            return fetched[1]
-        return self._until(lambda: self.learner.weights_since(version))
+        return fetched if fetched is not None else self._until(lambda: self.learner.weights_since(version))
 
     def _until(self, call: Callable[[], Any]) -> Any:
         """The answer of a learner that may be on its way back."""
