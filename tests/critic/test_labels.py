@@ -93,13 +93,26 @@ def test_references_are_successes_of_the_same_task_from_beginning_to_end():
     draws = _pairs(mismatch=0.0, reference_share=1.0, nameless=1.0)
     asked = draws.draw(40)
     assert set(asked.tasks) == {"do as shown"}
-    for moments, frames in zip(asked.moments, asked.references[:40], strict=True):
-        own, shown = (int((draws.first <= at).sum()) - 1 for at in (moments.min(), frames[0]))
-        assert own != shown and draws.trajectories[own].task == draws.trajectories[shown].task
+    pictures = asked.pictures.view(40, -1)
+    for moments, frames, singles in zip(asked.moments, asked.references, pictures, strict=True):
+        own, shown, *others = (
+            int((draws.first <= at).sum()) - 1 for at in (moments.min(), frames[0], *singles)
+        )
+        assert own != shown
+        assert len({draws.trajectories[i].task for i in (own, shown, *others)}) == 1
         assert (
             frames[0] == draws.first[shown]
             and frames[-1] == draws.first[shown] + draws.trajectories[shown].end
         )
+
+
+def test_pictures_of_another_task_than_the_reference_are_not_done():
+    draws = _pairs(mismatch=1.0, reference_share=1.0, nameless=0.0)
+    asked = draws.draw(20)
+    assert (asked.done == 0).all() and (asked.progress == 0).all()
+    assert asked.done_tasks == [task for task in asked.tasks for _ in range(2)], "asked as the reference is"
+    for at, task in zip(asked.pictures, asked.done_tasks, strict=True):
+        assert draws.trajectories[int((draws.first <= at).sum()) - 1].task != task
 
 
 def test_a_film_played_backwards_is_a_task_of_its_own():

@@ -62,6 +62,16 @@ def check(config: PairConfig) -> None:
 
 
 @dataclass
+class Request:
+    """What a draw asks: to do ``task``, said in ``words``, as a ``reference`` [R] shows it, played ``backward``; [0]: without one."""
+
+    task: str
+    words: str
+    reference: Tensor
+    backward: bool
+
+
+@dataclass
 class Questions:
     """A batch: G draws of pairs and P single pictures.
 
@@ -72,7 +82,7 @@ class Questions:
         pictures: [P] frames of the question whether all is done.
         done: [P] 0 or 1.
         done_tasks: P instructions.
-        references: [G + P, R] frames, of pairs and then of pictures; None: a batch without.
+        references: [G, R] frames, of pairs, and of pictures P / G at a time; None: a batch without.
     """
 
     moments: Tensor
@@ -144,25 +154,31 @@ class Pairs:
         self.by_task = {
             task: [i for i in self.good if self.trajectories[i].task == task] for task in self.tasks
         }
+        self.films = {
+            task: [i for i, t in enumerate(self.trajectories) if t.task == task] for task in self.tasks
+        }
 
     def draw(self, count: int) -> Questions:
-        """``count`` draws of pairs and of pictures."""
+        """``count`` draws of pairs and ``pictures`` times as many single ones, which share the pairs' references."""
         shown = self._chance() < self.config.reference_share
         rows = [self._pairs(shown) for _ in range(count)]
-        others = [self._picture(shown, index % 2 == 0) for index in range(count * self.config.pictures)]
+        # A draw's reference serves its pictures too: looking at references is most of what a step costs.
+        others = [
+            self._picture(index % 2 == 0, rows[index // self.config.pictures][2] if shown else None)
+            for index in range(count * self.config.pictures)
+        ]
         moments = torch.tensor([row[0] for row in rows])
         labels = torch.stack([row[1] for row in rows])
         for column, (one, other) in enumerate(PAIRS):
             labels[still(self.frames[moments[:, one]], self.frames[moments[:, other]]), column] = 0.0
-        references = torch.stack([row[3] for row in rows] + [row[3] for row in others]) if shown else None
         return Questions(
             moments,
             labels,
-            [row[2] for row in rows],
+            [row[2].words for row in rows],
             torch.tensor([row[0] for row in others]),
             torch.tensor([row[1] for row in others]),
             [row[2] for row in others],
-            references,
+            torch.stack([row[2].reference for row in rows]) if shown else None,
         )
 
     def videos(self, count: int) -> tuple[Tensor, list[str]]:
@@ -170,7 +186,7 @@ class Pairs:
         which = [self._one(self.good) for _ in range(count)]
         return torch.stack([self._moments_of(i) for i in which]), [self.trajectories[i].task for i in which]
 
-    def _pairs(self, shown: bool) -> tuple[list[int], Tensor, str, Tensor]:
+    def _pairs(self, shown: bool) -> tuple[list[int], Tensor, Request]:
         which = self._one(self.good)
         trajectory = self.trajectories[which]
         end = trajectory.end
@@ -180,20 +196,23 @@ class Pairs:
         places = torch.tensor([i, near, far])
         one, other = (places[[pair[side] for pair in PAIRS]] for side in (0, 1))
         labels = progress_label(one, other, torch.full((4,), end))
-        backward = self._backward(shown)
-        task, reference, wrong = self._asked(trajectory.task, which, shown, backward)
-        if wrong:
+        request = self._request(which, shown)
+        if request.task != trajectory.task:
             labels = torch.zeros(4)
-        if backward:
+        if request.backward:
             places = end - places
         first = int(self.first[which])
-        return [first + int(p) for p in places], labels, task, reference
+        return [first + int(p) for p in places], labels, request
 
-    def _picture(self, shown: bool, done: bool) -> tuple[int, float, str, Tensor]:
-        backward = self._backward(shown)
+    def _picture(self, done: bool, request: Request | None) -> tuple[int, float, str]:
+        """Frame, answer and instruction; of ``request``, or of one of its own without a reference."""
+        backward = request is not None and request.backward
+        among = self._films(request)
         while True:
             # Backwards, only a success has an end: where it began.
-            which = self._one(self.good) if done or backward else self._below(len(self.trajectories))
+            which = self._one(
+                [i for i in among if self.trajectories[i].success] if done or backward else among
+            )
             trajectory = self.trajectories[which]
             if done:
                 moment = 0 if backward else trajectory.end + self._below(len(trajectory) - trajectory.end)
@@ -204,26 +223,33 @@ class Pairs:
             label = done_label(at, end, success, EARLY if backward else trajectory.surely_before)
             if not label.isnan():
                 break
-        task, reference, wrong = self._asked(trajectory.task, which, shown, backward)
-        return int(self.first[which]) + moment, 0.0 if wrong else float(label), task, reference
+        own = request or self._request(which, False)
+        right = own.task == trajectory.task
+        return int(self.first[which]) + moment, float(label) if right else 0.0, own.words
 
-    def _backward(self, shown: bool) -> bool:
-        return shown and self.config.backward > 0 and self._chance() < self.config.backward
-
-    def _asked(self, task: str, which: int, shown: bool, backward: bool = False) -> tuple[str, Tensor, bool]:
-        """The instruction that is given, the frames of its reference, and whether it is another task's."""
-        others = [t for t in self.tasks if t != task and self.by_task[t]]
+    def _films(self, request: Request | None) -> Sequence[int]:
+        """Those a picture is taken from: of the request's task, or of another, or of all where nothing is asked yet."""
+        if request is None:
+            return range(len(self.trajectories))
+        others = [t for t in self.by_task if t != request.task and self.by_task[t]]
         wrong = bool(others) and self._chance() < self.config.mismatch
-        asked = others[self._below(len(others))] if wrong else task
+        task = others[self._below(len(others))] if wrong else request.task
+        return self.films[task]
+
+    def _request(self, which: int, shown: bool) -> Request:
+        """What is asked beside the film ``which``."""
+        backward = shown and self.config.backward > 0 and self._chance() < self.config.backward
+        task = self.trajectories[which].task
+        others = [t for t in self.tasks if t != task and self.by_task[t]]
+        if others and self._chance() < self.config.mismatch:
+            task = others[self._below(len(others))]
         if not shown:
-            return asked, torch.zeros(0, dtype=torch.long), wrong
-        choices = [i for i in self.by_task[asked] if i != which] or self.by_task[asked]
-        if not choices:  # only failures of this task: nothing can be shown
-            return asked, self._moments_of(self._one(self.good)), True
+            return Request(task, task, torch.zeros(0, dtype=torch.long), False)
+        choices = [i for i in self.by_task[task] if i != which] or self.by_task[task]
         reference = self._moments_of(self._one(choices))
         if backward:
-            return AS_SHOWN, reference.flip(0), wrong
-        return (AS_SHOWN if self._chance() < self.config.nameless else asked), reference, wrong
+            return Request(task, AS_SHOWN, reference.flip(0), True)
+        return Request(task, AS_SHOWN if self._chance() < self.config.nameless else task, reference, False)
 
     def _moments_of(self, which: int) -> Tensor:
         return self.first[which] + reference_moments(self.trajectories[which].end, self.config.references)

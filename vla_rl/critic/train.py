@@ -212,7 +212,10 @@ class CriticTrainer:
         looked = [self._look(group) for group in groups]
         shown: list[Tensor | None] = [None, None]
         if asked.references is not None:
-            shown = list(self._look(frames[asked.references]).tensor_split([count]))
+            shown = [
+                own := self._look(frames[asked.references]),
+                own.repeat_interleave(len(looked[1]) // count, 0),
+            ]
         pairs = [critic.compared(looked[0][:, one], looked[0][:, other], shown[0]) for one, other in PAIRS]
         logits = critic.answers(torch.cat(pairs), critic.words(PROGRESS, asked.tasks * len(PAIRS)))
         wanted = soft_words(asked.progress.t().flatten(), critic.bins, config.width).to(logits.device)
