@@ -6,6 +6,7 @@ from films import film, films
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_rl.critic.augment import GUISES, disguised
 from vla_rl.critic.labels import done_label, progress_label, soft_words, still
 from vla_rl.critic.pairs import PairConfig, Pairs
 from vla_rl.critic.value import step_value
@@ -90,7 +91,7 @@ def test_the_instruction_of_another_task_makes_no_progress():
 
 
 def test_references_are_successes_of_the_same_task_from_beginning_to_end():
-    draws = _pairs(mismatch=0.0, reference_share=1.0, nameless=1.0)
+    draws = _pairs(mismatch_shown=0.0, reference_share=1.0, nameless=1.0)
     asked = draws.draw(40)
     assert set(asked.tasks) == {"do as shown"}
     pictures = asked.pictures.view(40, -1)
@@ -107,7 +108,7 @@ def test_references_are_successes_of_the_same_task_from_beginning_to_end():
 
 
 def test_pictures_of_another_task_than_the_reference_are_not_done():
-    draws = _pairs(mismatch=1.0, reference_share=1.0, nameless=0.0)
+    draws = _pairs(mismatch_shown=1.0, reference_share=1.0, nameless=0.0)
     asked = draws.draw(20)
     assert (asked.done == 0).all() and (asked.progress == 0).all()
     assert asked.done_tasks == [task for task in asked.tasks for _ in range(2)], "asked as the reference is"
@@ -116,7 +117,7 @@ def test_pictures_of_another_task_than_the_reference_are_not_done():
 
 
 def test_a_film_played_backwards_is_a_task_of_its_own():
-    draws = _pairs(mismatch=0.0, same=0.0, reference_share=1.0, backward=1.0)
+    draws = _pairs(mismatch_shown=0.0, same=0.0, reference_share=1.0, backward=1.0)
     asked = draws.draw(100)
     assert set(asked.tasks) == set(asked.done_tasks) == {"do as shown"}
     for moments, labels, frames in zip(asked.moments, asked.progress, asked.references, strict=False):
@@ -132,8 +133,28 @@ def test_a_film_played_backwards_is_a_task_of_its_own():
         which = int((draws.first <= at).sum()) - 1
         each, moment = draws.trajectories[which], int(at - draws.first[which])
         assert each.success and (moment == 0 if done else moment > 0.2 * each.end)
-    both = _pairs(mismatch=0.0, reference_share=1.0, backward=0.3, nameless=0.5).draw(100)
+    both = _pairs(mismatch_shown=0.0, reference_share=1.0, backward=0.3, nameless=0.5).draw(100)
     assert len(set(both.tasks)) > 1 and "do as shown" in both.tasks
+
+
+def test_a_disguise_is_worn_by_film_and_reference_alike_where_no_name_gives_it_away():
+    draws = _pairs(mismatch_shown=0.0, reference_share=1.0, nameless=0.5, disguised=1.0)
+    asked = draws.draw(60)
+    named = torch.tensor([task != "do as shown" for task in asked.tasks])
+    assert named.any() and (asked.guises[named] == 0).all() and (asked.guises[~named] > 0).all()
+    assert asked.guises.max() < GUISES and asked.guises.unique().numel() > 10
+    assert not _pairs(reference_share=1.0).draw(20).guises.any()
+
+
+def test_disguises():
+    pictures = torch.rand(GUISES, 2, 3, 4, 5)
+    seen = disguised(pictures, torch.arange(GUISES))
+    assert torch.equal(seen[0], pictures[0])
+    assert torch.equal(seen[6], pictures[6].flip(-1)), "mirrored"
+    assert torch.equal(seen[12], pictures[12].flip(-2)), "upside down"
+    assert torch.equal(seen[23], pictures[23][:, [2, 1, 0]].flip((-1, -2)))
+    one = disguised(pictures[:1].expand(GUISES, -1, -1, -1, -1), torch.arange(GUISES))
+    assert len(one.flatten(1).unique(dim=0)) == GUISES, "all of them differ"
 
 
 def test_no_success_nothing_to_learn():
@@ -141,7 +162,9 @@ def test_no_success_nothing_to_learn():
         Pairs([film(i, success=False) for i in range(2)], PairConfig(), torch.Generator())
 
 
-@pytest.mark.parametrize("name", ["skip", "pictures", "references", "mismatch", "backward"])
+@pytest.mark.parametrize(
+    "name", ["skip", "pictures", "references", "mismatch", "mismatch_shown", "backward", "disguised"]
+)
 def test_settings_that_mean_nothing(name):
     with pytest.raises(UserError, match=f"train.pairs.{name}=-1"):
         Pairs(films(4), PairConfig(**{name: -1}), torch.Generator())

@@ -104,7 +104,7 @@ def test_a_shift_repeats_the_edge_as_a_padded_crop_does(dtype) -> None:
     assert torch.equal(RandomShift(4)(images, torch.Generator().manual_seed(3)), torch.stack(wanted))
 
 
-@pytest.mark.parametrize("kind", ["vit", "conv"])
+@pytest.mark.parametrize("kind", ["vit", "conv", "keypoints"])
 def test_image_encoder(kind: str) -> None:
     cameras = {"observation.images.a": (64, 64), "observation.images.b": (48, 40)}
     encoder = ImageEncoder(cameras, features=16, kind=kind, dim=16)
@@ -118,7 +118,7 @@ def test_image_encoder(kind: str) -> None:
 
 
 def test_image_encoder_refuses_what_it_cannot_read() -> None:
-    with pytest.raises(UserError, match="choose vit or conv"):
+    with pytest.raises(UserError, match="choose vit, conv, keypoints"):
         ImageEncoder({"a": (64, 64)}, kind="resnet")
     with pytest.raises(UserError, match="at least 20"):
         ImageEncoder({"a": (8, 64)})

@@ -63,7 +63,7 @@ class ChunkPPOConfig:
         grad_clip: maximal gradient norm; 0 = none.
         observation_keys: what the critic sees; () = proprioception, the instruction and, in simulation, privileged state.
         image_features: width of the image vector per camera, when a camera is named above.
-        encoder: ``vit`` or ``conv``.
+        encoder: ``vit``, ``conv`` or ``keypoints``.
         image_shift: pixels of random shift in the critic's updates.
         hidden: hidden widths of the critic.
     """

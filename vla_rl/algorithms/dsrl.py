@@ -71,7 +71,7 @@ class DSRLConfig:
         observation_keys: what actor and critics see; () = proprioception, the instruction and, in simulation, privileged
             state.
         image_features: width of the image vector per camera, when a camera is named above.
-        encoder: ``vit`` or ``conv``.
+        encoder: ``vit``, ``conv`` or ``keypoints``.
         image_shift: pixels of random shift.
         compile: torch.compile of the loss functions.
         precision: of the matrix products of an update: ``float32``, or ``bfloat16``, which pays where a processor has it.

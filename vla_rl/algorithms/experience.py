@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         spec: the environment.
         keys: observation keys; () = proprioception, the instruction and, in simulation, privileged state.
         image_features: width of the image vector per camera.
-        kind: ``vit`` or ``conv``.
+        kind: ``vit``, ``conv`` or ``keypoints``.
         shift: pixels of random shift in training.
         clock: observations also have ``ELAPSED``, and it is seen.
 

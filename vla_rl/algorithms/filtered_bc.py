@@ -35,7 +35,7 @@ class FilteredBCConfig:
         gripper_scale: the same for dimensions named ``gripper``; None = ``scale``.
         observation_keys: what the actor sees.
         image_features: width of the image vector per camera, when a camera is named above.
-        encoder: ``vit`` or ``conv``.
+        encoder: ``vit``, ``conv`` or ``keypoints``.
         image_shift: pixels of random shift.
         warmup_steps: base only, with uniform noise ``warmup_noise``.
         utd: updates per environment step.

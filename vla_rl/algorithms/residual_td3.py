@@ -46,7 +46,7 @@ class ResidualTD3Config:
         observation_keys: what actor and critic see; () = proprioception, the instruction and, in simulation,
             privileged state.
         image_features: width of the image vector per camera, when a camera is named above.
-        encoder: ``vit`` or ``conv``.
+        encoder: ``vit``, ``conv`` or ``keypoints``.
         image_shift: pixels of random shift.
         warmup_steps: base only, with uniform noise ``warmup_noise``, before any update.
         critic_updates: critic-only updates right after the warm-up.

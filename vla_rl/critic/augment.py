@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import torch
 from torch import Tensor
+
+COLOURS = tuple(permutations(range(3)))
+
+GUISES = 4 * len(COLOURS)
+"""Ways to show a film: mirrored or not, upside down or not, its colours in any order. The first is as it is."""
 
 
 def augmented(pictures: Tensor, shift: int, light: float, generator: torch.Generator) -> Tensor:
@@ -34,3 +41,16 @@ def augmented(pictures: Tensor, shift: int, light: float, generator: torch.Gener
     ):
         moved[row] = padded[row, ..., dy : dy + height, dx : dx + width]
     return moved
+
+
+def disguised(pictures: Tensor, guises: Tensor) -> Tensor:
+    """Pictures [G, ..., 3, H, W] of G draws as ``guises`` [G], 0 ... ``GUISES`` - 1, show them."""
+    if not guises.any():
+        return pictures
+    rows = []
+    for picture, guise in zip(pictures, guises.tolist(), strict=True):
+        flips, colours = divmod(guise, len(COLOURS))
+        sides = [side for side, bit in ((-1, 1), (-2, 2)) if flips & bit]
+        shown = picture[..., list(COLOURS[colours]), :, :]
+        rows.append(shown.flip(sides) if sides else shown)
+    return torch.stack(rows)

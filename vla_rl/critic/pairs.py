@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vla_rl.critic.augment import GUISES
 from vla_rl.critic.labels import EARLY, done_label, progress_label, still
 from vla_rl.critic.model import AS_SHOWN, reference_moments
 from vla_rl.critic.trajectories import Trajectory
@@ -25,22 +26,28 @@ class PairConfig:
         skip: frames between the moments that will be judged; the short pairs are that far apart.
         mismatch: share of draws with the instruction of another task: no progress, not done.
         pictures: single pictures asked about done, per draw.
+        mismatch_shown: the same where a reference is shown. Asked too often whether film and reference are of one task, a critic takes a
+            task it has never seen for another.
         same: share of draws whose short pair is one moment twice.
         references: pictures of a reference.
         reference_share: share of batches that come with a reference of the same task.
         nameless: share of draws with a reference whose instruction does not name the task.
         backward: share of draws with a reference that are films played backwards, the reference too, under an instruction that does
             not name the task: twice as many tasks, and what is wanted can be told from the reference alone.
+        disguised: share of the draws whose instruction does not name the task that are shown mirrored, upside down or in other colours,
+            film and reference alike (``vla_rl.critic.augment.disguised``): many more tasks.
     """
 
     skip: int = 5
     mismatch: float = 0.2
+    mismatch_shown: float = 0.1
     pictures: int = 2
     same: float = 0.05
     references: int = 6
     reference_share: float = 0.5
     nameless: float = 0.5
     backward: float = 0.0
+    disguised: float = 0.0
 
 
 def check(config: PairConfig) -> None:
@@ -56,19 +63,28 @@ def check(config: PairConfig) -> None:
         raise UserError(
             f"train.pairs.references={config.references}: a reference has a beginning and an end, at least 2"
         )
-    for name in ("mismatch", "same", "reference_share", "nameless", "backward"):
+    for name in (
+        "mismatch",
+        "mismatch_shown",
+        "same",
+        "reference_share",
+        "nameless",
+        "backward",
+        "disguised",
+    ):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"train.pairs.{name}={getattr(config, name)} is outside 0..1")
 
 
 @dataclass
 class Request:
-    """What a draw asks: to do ``task``, said in ``words``, as a ``reference`` [R] shows it, played ``backward``; [0]: without one."""
+    """What a draw asks: to do ``task``, said in ``words``, as a ``reference`` [R] shows it ([0]: without one), played ``backward``, looking like ``guise``."""
 
     task: str
     words: str
     reference: Tensor
-    backward: bool
+    backward: bool = False
+    guise: int = 0
 
 
 @dataclass
@@ -83,6 +99,7 @@ class Questions:
         done: [P] 0 or 1.
         done_tasks: P instructions.
         references: [G, R] frames, of pairs, and of pictures P / G at a time; None: a batch without.
+        guises: [G] how pictures and references of a draw are shown (``disguised``).
     """
 
     moments: Tensor
@@ -92,6 +109,7 @@ class Questions:
     done: Tensor
     done_tasks: list[str]
     references: Tensor | None = None
+    guises: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 class Frames:
@@ -179,6 +197,7 @@ class Pairs:
             torch.tensor([row[1] for row in others]),
             [row[2] for row in others],
             torch.stack([row[2].reference for row in rows]) if shown else None,
+            torch.tensor([row[2].guise for row in rows]),
         )
 
     def videos(self, count: int) -> tuple[Tensor, list[str]]:
@@ -232,7 +251,7 @@ class Pairs:
         if request is None:
             return range(len(self.trajectories))
         others = [t for t in self.by_task if t != request.task and self.by_task[t]]
-        wrong = bool(others) and self._chance() < self.config.mismatch
+        wrong = bool(others) and self._chance() < self.config.mismatch_shown
         task = others[self._below(len(others))] if wrong else request.task
         return self.films[task]
 
@@ -241,15 +260,21 @@ class Pairs:
         backward = shown and self.config.backward > 0 and self._chance() < self.config.backward
         task = self.trajectories[which].task
         others = [t for t in self.tasks if t != task and self.by_task[t]]
-        if others and self._chance() < self.config.mismatch:
+        if others and self._chance() < (self.config.mismatch_shown if shown else self.config.mismatch):
             task = others[self._below(len(others))]
         if not shown:
-            return Request(task, task, torch.zeros(0, dtype=torch.long), False)
+            return Request(task, task, torch.zeros(0, dtype=torch.long))
         choices = [i for i in self.by_task[task] if i != which] or self.by_task[task]
         reference = self._moments_of(self._one(choices))
-        if backward:
-            return Request(task, AS_SHOWN, reference.flip(0), True)
-        return Request(task, AS_SHOWN if self._chance() < self.config.nameless else task, reference, False)
+        nameless = backward or self._chance() < self.config.nameless
+        disguised = nameless and self.config.disguised > 0 and self._chance() < self.config.disguised
+        return Request(
+            task,
+            AS_SHOWN if nameless else task,
+            reference.flip(0) if backward else reference,
+            backward,
+            1 + self._below(GUISES - 1) if disguised else 0,
+        )
 
     def _moments_of(self, which: int) -> Tensor:
         return self.first[which] + reference_moments(self.trajectories[which].end, self.config.references)

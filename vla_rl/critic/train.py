@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
-from vla_rl.critic.augment import augmented
+from vla_rl.critic.augment import augmented, disguised
 from vla_rl.critic.labels import done_label, soft_words
 from vla_rl.critic.metrics import calibrated
 from vla_rl.critic.model import DONE, NOTES, PROGRESS, Critic, yes
@@ -207,15 +207,16 @@ class CriticTrainer:
     def losses(self, asked: Questions) -> dict[str, Tensor]:
         """``progress`` (cross-entropy per pair), ``done``, and ``act`` and ``describe`` where they are learned too."""
         config, critic, frames = self.config, self.critic, self.draws.frames
-        count = len(asked.moments)
-        groups = [frames[asked.moments], frames[asked.pictures][:, None]]
-        looked = [self._look(group) for group in groups]
+        each = len(asked.pictures) // len(asked.moments)
+        guises = asked.guises.repeat_interleave(each)
+        looked = [
+            self._look(frames[asked.moments], asked.guises),
+            self._look(frames[asked.pictures][:, None], guises),
+        ]
         shown: list[Tensor | None] = [None, None]
         if asked.references is not None:
-            shown = [
-                own := self._look(frames[asked.references]),
-                own.repeat_interleave(len(looked[1]) // count, 0),
-            ]
+            reference = self._look(frames[asked.references], asked.guises)
+            shown = [reference, reference.repeat_interleave(each, 0)]
         pairs = [critic.compared(looked[0][:, one], looked[0][:, other], shown[0]) for one, other in PAIRS]
         logits = critic.answers(torch.cat(pairs), critic.words(PROGRESS, asked.tasks * len(PAIRS)))
         wanted = soft_words(asked.progress.t().flatten(), critic.bins, config.width).to(logits.device)
@@ -225,13 +226,14 @@ class CriticTrainer:
         out["done"] = functional.binary_cross_entropy_with_logits(chances, asked.done.to(chances))
         if config.act_weight:
             assert self.actions is not None
-            out["act"] = self._act(count)
+            out["act"] = self._act(len(asked.moments))
         if config.describe_weight:
-            out["describe"] = self._describe(max(1, count // 2))
+            out["describe"] = self._describe(max(1, len(asked.moments) // 2))
         return out
 
-    def _look(self, pictures: Tensor) -> Tensor:
+    def _look(self, pictures: Tensor, guises: Tensor | None = None) -> Tensor:
         seen = augmented(pictures, self.config.shift, self.config.light, self.generator)
+        seen = seen if guises is None else disguised(seen, guises)
         return self.critic.look(seen.flatten(0, 1)).unflatten(0, pictures.shape[:2])
 
     def _describe(self, count: int) -> Tensor:

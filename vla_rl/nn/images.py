@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_rl.errors import UserError
+from vla_rl.nn.keypoints import KeypointMaps
+
+KINDS = ("vit", "conv", "keypoints")
+"""Image encoders."""
 
 
 class RandomShift(nn.Module):
@@ -86,14 +90,26 @@ class _Camera(nn.Module):
         return self.head(x.flatten(1))
 
 
+class _Places(nn.Module):
+    """One camera: where its keypoints are (``KeypointMaps``), a vector."""
+
+    def __init__(self, height: int, width: int, features: int, dim: int) -> None:
+        super().__init__()
+        self.maps = KeypointMaps(dim // 2, depth=3, keypoints=dim // 2, size=(height, width))
+        self.head = nn.Sequential(nn.Linear(dim // 2 * 2, features), nn.LayerNorm(features), nn.Tanh())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.maps(images.float() / 127.5 - 1.0))
+
+
 class ImageEncoder(nn.Module):
     """Images of several cameras -> one vector; trained by the critic's loss only (ResFiT).
 
     Args:
         cameras: feature key -> (height, width).
         features: width of the vector per camera.
-        kind: ``vit`` (one transformer layer over the conv tokens) or ``conv``.
-        dim: channels.
+        kind: ``vit`` (one transformer layer over the conv tokens), ``conv``, or ``keypoints`` (where things are, ``KeypointMaps``).
+        dim: channels; of ``keypoints`` half as many, and as many maps.
         heads: attention heads of ``vit``.
 
     Raises:
@@ -109,14 +125,17 @@ class ImageEncoder(nn.Module):
         heads: int = 4,
     ) -> None:
         super().__init__()
-        if kind not in ("vit", "conv"):
-            raise UserError(f"algorithm.encoder={kind} is unknown: choose vit or conv")
+        if kind not in KINDS:
+            raise UserError(f"algorithm.encoder={kind} is unknown: choose {', '.join(KINDS)}")
         for key, (height, width) in cameras.items():
             if min(height, width) < 20:
                 raise UserError(f"{key} is {height} x {width}: the image encoder needs at least 20 x 20")
         self.keys = tuple(cameras)
         self.features = features * len(self.keys)
-        self.cameras = nn.ModuleList([_Camera(h, w, features, kind, dim, heads) for h, w in cameras.values()])
+        self.cameras = nn.ModuleList(
+            _Places(h, w, features, dim) if kind == "keypoints" else _Camera(h, w, features, kind, dim, heads)
+            for h, w in cameras.values()
+        )
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Feature key -> [B, 3, H, W] uint8; gives [B, features * cameras] in (-1, 1)."""

@@ -23,7 +23,7 @@ class GaussianNanoConfig(PreTrainedConfig):
         std_min: least that cloning may learn.
         std_max: greatest.
         camera_features: width of the image vector per camera.
-        encoder: of cameras, ``vit`` or ``conv``.
+        encoder: of cameras, ``vit``, ``conv`` or ``keypoints``.
     """
 
     chunk_size: int = 16

@@ -1,4 +1,4 @@
-"""A vision tower that says where things are: convolutions and the mean place of each of their maps (spatial softmax)."""
+"""A vision tower that says where things are (``vla_rl.nn.keypoints``), as tokens."""
 
 from __future__ import annotations
 
@@ -7,50 +7,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vla_rl.nn.keypoints import KeypointMaps
+
 TOKENS = 4
 """Of each picture."""
 
-NORMED = 8
-"""Channels that are normalised together."""
 
-
-class KeypointTower(nn.Module):
-    """Pictures of a camera -> a few tokens, in place of InternVL's vision transformer and projector (Levine et al., arXiv 1504.00702).
-
-    Convolutions to a quarter of the picture's size, then ``keypoints`` maps, each reduced to the place of its mass (LeRobot's
-    ``SpatialSoftmax``), which is known to a fraction of a pixel; two linear layers make tokens of the places. Of a few thousand
-    pictures it learns where small objects are much better than patches do.
+class KeypointTower(KeypointMaps):
+    """Pictures of a camera -> a few tokens, in place of InternVL's vision transformer and projector: two linear layers on the places.
 
     Args:
-        channels: of every convolution, a multiple of 8.
-        depth: convolutions at a quarter of the picture's size, after two of stride two.
-        keypoints: maps.
+        channels: of ``KeypointMaps``.
+        depth: the same.
+        keypoints: the same.
         image_size: pixels.
         hidden: D.
     """
 
     def __init__(self, channels: int, depth: int, keypoints: int, image_size: int, hidden: int) -> None:
-        super().__init__()
-        from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
-
-        layers: list[nn.Module] = []
-        for place in range(2 + depth):
-            before, stride = (channels if place else 3), (2 if place < 2 else 1)
-            layers += [
-                nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(NORMED, channels),
-                nn.SiLU(inplace=True),
-            ]
-        size = -(-image_size // 4)
-        self.maps = nn.Sequential(*layers)
-        self.places = SpatialSoftmax((channels, size, size), num_kp=keypoints)
+        super().__init__(channels, depth, keypoints, (image_size, image_size))
         self.tokens = nn.Sequential(
             nn.Linear(2 * keypoints, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, TOKENS * hidden)
         )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] -> [B, 4, D]."""
-        return self.tokens(self.places(self.maps(pixel_values)).flatten(1)).unflatten(1, (TOKENS, -1))
+        return self.tokens(super().forward(pictures)).unflatten(1, (TOKENS, -1))
 
 
 class KeypointTowers(nn.Module):
