@@ -1,7 +1,7 @@
 """vla-rl bench: measurements, each made by one command.
 
 usage: vla-rl bench collector [key=value ...]
-       vla-rl bench residual | diffusion | data_study | distillation | token_ppo | dppo_reference | decoding | critic | vlac | filtering | rpd | sync [key=value ...]
+       vla-rl bench residual | diffusion | data_study | distillation | token_ppo | dppo_reference | decoding | encoders | critic | vlac | filtering | rpd | sync [key=value ...]
        vla-rl bench all | learner | ppo | replay | simulators | ray | soak | scaling | profile | first_step [key=value ...]
        vla-rl bench control | faults | sim_arm | hil | hil_robot [key=value ...]
 
@@ -16,6 +16,7 @@ usage: vla-rl bench collector [key=value ...]
   dppo_reference   DPPO's updates against the authors' structure: equal losses, updates per second
   rpd         PPO that is drawn to a teacher against PPO alone, from the same poor student
   decoding    a token VLA's actions per second against transformers' generate() per sample, equal words
+  encoders    how well each image encoder of the algorithms says where things are in scenes it has not seen
   critic      pairs of pictures judged per second against transformers' generate() per pair, equal answers
   vlac        DSRL with a critic as its only reward and end, with and without guards, against the true reward
   filtering   clones of a data set with bad episodes in it, against clones of what a critic leaves of it
@@ -58,6 +59,7 @@ BENCHES = {
     "token_ppo": "vla_rl.bench.token_ppo",
     "rpd": "vla_rl.bench.rpd",
     "decoding": "vla_rl.bench.decoding",
+    "encoders": "vla_rl.bench.encoders",
     "critic": "vla_rl.bench.critic",
     "vlac": "vla_rl.bench.vlac",
     "filtering": "vla_rl.bench.filtering",
