@@ -56,6 +56,7 @@ def test_an_answer_is_a_bump_over_the_words():
 
 
 def _pairs(seed=0, **settings):
+    settings = {"backward": 0.0, "disguised": 0.0} | settings
     return Pairs(films(16), PairConfig(skip=2, references=3, **settings), torch.Generator().manual_seed(seed))
 
 

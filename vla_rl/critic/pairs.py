@@ -46,8 +46,8 @@ class PairConfig:
     references: int = 6
     reference_share: float = 0.5
     nameless: float = 0.5
-    backward: float = 0.0
-    disguised: float = 0.0
+    backward: float = 0.4
+    disguised: float = 0.5
 
 
 def check(config: PairConfig) -> None:
