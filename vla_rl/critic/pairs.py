@@ -226,12 +226,10 @@ class Pairs:
     def _picture(self, done: bool, request: Request | None) -> tuple[int, float, str]:
         """Frame, answer and instruction; of ``request``, or of one of its own without a reference."""
         backward = request is not None and request.backward
-        among = self._films(request)
+        # Backwards, only a success has an end: where it began.
+        among = self._films(request, done or backward)
         while True:
-            # Backwards, only a success has an end: where it began.
-            which = self._one(
-                [i for i in among if self.trajectories[i].success] if done or backward else among
-            )
+            which = self._one(among)
             trajectory = self.trajectories[which]
             if done:
                 moment = 0 if backward else trajectory.end + self._below(len(trajectory) - trajectory.end)
@@ -246,22 +244,22 @@ class Pairs:
         right = own.task == trajectory.task
         return int(self.first[which]) + moment, float(label) if right else 0.0, own.words
 
-    def _films(self, request: Request | None) -> Sequence[int]:
+    def _films(self, request: Request | None, successes: bool) -> Sequence[int]:
         """Those a picture is taken from: of the request's task, or of another, or of all where nothing is asked yet."""
         if request is None:
-            return range(len(self.trajectories))
-        others = [t for t in self.by_task if t != request.task and self.by_task[t]]
-        wrong = bool(others) and self._chance() < self.config.mismatch_shown
-        task = others[self._below(len(others))] if wrong else request.task
-        return self.films[task]
+            return self.good if successes else range(len(self.trajectories))
+        task = self._task_or_another(request.task, self.config.mismatch_shown)
+        return (self.by_task if successes else self.films)[task]
+
+    def _task_or_another(self, task: str, mismatch: float) -> str:
+        others = [t for t in self.tasks if t != task and self.by_task[t]]
+        return others[self._below(len(others))] if others and self._chance() < mismatch else task
 
     def _request(self, which: int, shown: bool) -> Request:
         """What is asked beside the film ``which``."""
         backward = shown and self.config.backward > 0 and self._chance() < self.config.backward
-        task = self.trajectories[which].task
-        others = [t for t in self.tasks if t != task and self.by_task[t]]
-        if others and self._chance() < (self.config.mismatch_shown if shown else self.config.mismatch):
-            task = others[self._below(len(others))]
+        mismatch = self.config.mismatch_shown if shown else self.config.mismatch
+        task = self._task_or_another(self.trajectories[which].task, mismatch)
         if not shown:
             return Request(task, task, torch.zeros(0, dtype=torch.long))
         choices = [i for i in self.by_task[task] if i != which] or self.by_task[task]
