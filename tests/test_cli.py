@@ -6,8 +6,10 @@ import sys
 import time
 
 import pytest
+import tiny
 
 from vla_rl.cli import COMMANDS, main
+from vla_rl.commands import train
 
 
 def run(capsys, *args):
@@ -75,3 +77,18 @@ def test_an_expert_is_evaluated_with_the_noise_that_it_is_given(tmp_path):
         asked = ["policy=expert", f"policy.noise={noise}", "episodes=4", f"json={tmp_path / 'found.json'}"]
         assert main(["eval", *play, "env.max_episode_steps=80", *asked]) == 0
         assert json.loads((tmp_path / "found.json").read_text())["successes"] == successes
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt  # what Ctrl-C raises
+
+    monkeypatch.setattr(train, "_work", interrupted)
+    base = tiny.lerobot_folder(
+        tmp_path / "act", "act", images=False, env_state=39, state=4, action=4, **tiny.ACT
+    )
+    play = ["env=metaworld", "env.ids=[reach-v3]", "env.cameras=[]", "env.num_envs=2", "env.num_workers=0"]
+    asked = [f"policy.path={base}", "policy.horizon=4", f"run.root={tmp_path}", "run.name=mine"]
+    code, out, err = run(capsys, "train", *play, *asked)
+    assert (code, err) == (130, "vla-rl: interrupted\n")
+    assert out.splitlines()[-1] == f"to go on: vla-rl train resume={tmp_path / 'mine'}"

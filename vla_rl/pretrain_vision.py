@@ -33,6 +33,16 @@ def vision_targets(samples: Samples, targets: Mapping[str, Sequence[int]]) -> Te
     Raises:
         UserError: an index that a key does not have, or numbers that never change.
     """
+    y = named_numbers(samples, targets)
+    std = y.std(0, correction=0)
+    if not (std > 1e-6).any():
+        raise UserError("train.vision_targets: these numbers never change; name others")
+    y = y[:, std > 1e-6]
+    return (y - y.mean(0)) / y.std(0, correction=0)
+
+
+def named_numbers(samples: Samples, targets: Mapping[str, Sequence[int]]) -> Tensor:
+    """The numbers [n, D] that ``targets`` names, in their own units; raises as ``vision_targets`` does where a key has no such index."""
     parts = []
     for key, dims in targets.items():
         values = samples.extra.get(key, samples.arrays.get(key))
@@ -40,12 +50,56 @@ def vision_targets(samples: Samples, targets: Mapping[str, Sequence[int]]) -> Te
         if any(not 0 <= d < values.shape[1] for d in dims):
             raise UserError(f"train.vision_targets names {key}{list(dims)}: it has {values.shape[1]} numbers")
         parts.append(values[:, list(dims)] if dims else values)
-    y = torch.cat(parts, dim=1).float()
-    std = y.std(0, correction=0)
-    if not (std > 1e-6).any():
-        raise UserError("train.vision_targets: these numbers never change; name others")
-    y = y[:, std > 1e-6]
-    return (y - y.mean(0)) / y.std(0, correction=0)
+    return torch.cat(parts, dim=1).float()
+
+
+def regress(
+    parameters: Sequence[nn.Parameter],
+    read: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    progress: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Fit ``read`` to ``wanted`` by least squares: AdamW, 50 steps of warm-up, then a cosine to 2 % of ``lr``.
+
+    Args:
+        parameters: what is trained.
+        read: frames [b], int64 -> predictions [b, D].
+        wanted: [n, D], standardised.
+        steps: optimiser steps.
+        batch_size: frames per step.
+        lr: peak step size.
+        generator: picks the frames.
+        progress: called with (step, loss).
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        NonFiniteError: the loss is NaN or infinite.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4, fused=True)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmed_cosine(1.0, 50, step, steps)
+        pick = torch.randint(len(wanted), (batch_size,), generator=generator)
+        loss = (read(pick) - wanted[pick]).square().mean()
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if progress is not None:
+            progress(step + 1, losses[-1])
+    return losses
 
 
 def warm_start_vision(
@@ -68,7 +122,7 @@ def warm_start_vision(
         targets: key -> indices (see ``vision_targets``).
         steps: optimiser steps.
         batch_size: frames per step.
-        lr: peak AdamW step size; cosine to 2 % after 50 steps of warm-up.
+        lr: peak step size (see ``regress``).
         shift: random shift in pixels.
         generator: picks the frames.
         progress: called with (step, loss).
@@ -92,26 +146,22 @@ def warm_start_vision(
     frozen = [p for p in tower if not p.requires_grad]
     for p in frozen:
         p.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4, fused=True)
     policy.train()
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmed_cosine(1.0, 50, step, steps)
-        pick = torch.randint(len(wanted), (batch_size,), generator=generator)
+
+    def read(pick: Tensor) -> Tensor:
         # From all cameras together: where one does not see a thing, or how far away it is, another may.
-        seen = see(_pictures(samples, cameras, pick, shift))
-        loss = (head(seen, told[pick]) - wanted[pick]).square().mean()
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if progress is not None:
-            progress(step + 1, losses[-1])
+        return head(see(_pictures(samples, cameras, pick, shift)), told[pick])
+
+    losses = regress(
+        trained,
+        read,
+        wanted,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        generator=generator,
+        progress=progress,
+    )
     for p in frozen:
         p.requires_grad_(False).grad = None
     recent = losses[-max(1, steps // 10) :]

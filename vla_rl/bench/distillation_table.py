@@ -85,7 +85,7 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
         "# Specialists into one token VLA",
         "",
         f"`vla-rl bench distillation`: success over {config.episodes} episodes of {len(names)} Meta-World tasks, 95 % Wilson "
-        f"interval over all seeds' episodes; in brackets each seed's success in percent. The student sees "
+        f"interval over all seeds' episodes; in brackets each seed's success in percent; minutes and episodes played are means. The student sees "
         f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.{others}",
         "",
         f"| policy | success |{' not distilled |' if retained else ''} minutes | episodes played |",
@@ -93,9 +93,7 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
     ]
     for name in order:
         seeds = policies[name]
-        first = next(iter(seeds.values()))
-        minutes = f"{first['train_seconds'] / 60:.0f}" if "train_seconds" in first else "-"
-        played = str(first.get("train_episodes", "-"))
+        minutes, played = _mean(seeds, "train_seconds", 60), _mean(seeds, "train_episodes")
         elsewhere = f" {cell(kept[name]) if kept[name] else '-'} |" if retained else ""
         lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {played} |")
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
@@ -104,6 +102,12 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
     lines += _by_task(kept, order, " (not distilled)")
     lines += ["", "![entropy](entropy.svg)", "![agreement](agreement.svg)", "![success](success.svg)"]
     return written(lines, Path(config.out))
+
+
+def _mean(seeds: dict[str, Any], key: str, unit: float = 1) -> str:
+    """What a policy's seeds took, in the mean; - for what did not play."""
+    found = [seed[key] / unit for seed in seeds.values() if key in seed]
+    return f"{sum(found) / len(found):.0f}" if found else "-"
 
 
 def _by_task(policies: dict[str, Any], order: list[str], note: str) -> list[str]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla_rl.config import compose
 from vla_rl.keys import image_key
 from vla_rl.nn.images import ImageEncoder
-from vla_rl.nn.step_size import warmed_cosine
 from vla_rl.pretrain_data import Samples
+from vla_rl.pretrain_vision import named_numbers, regress
 from vla_rl.runtime.metrics import write_json
 from vla_rl.runtime.stages import call, written
 from vla_rl.runtime.threads import set_threads
@@ -57,8 +56,7 @@ def _scenes(config: Any, folder: Path, count: int, seed: int) -> tuple[Tensor, T
         )
     image = image_key(config.camera)
     samples = Samples.read([folder], [image], list(config.numbers))
-    parts = [samples.extra[key][:, list(which)] for key, which in config.numbers.items()]
-    return samples.arrays[image], torch.cat(parts, 1).float()
+    return samples.arrays[image], named_numbers(samples, config.numbers)
 
 
 def trained(
@@ -72,20 +70,20 @@ def trained(
     size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
     encoder = ImageEncoder({"camera": size}, config.image_features, kind)
     network = nn.ModuleList([encoder, nn.Linear(config.image_features, numbers.shape[1])])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
 
     def read(some: Tensor) -> Tensor:
         return network[1](encoder({"camera": some}))
 
     began = time.perf_counter()
-    for step in range(config.steps):
-        pick = torch.randint(len(pictures), (config.batch_size,), generator=generator)
-        loss = functional.mse_loss(read(pictures[pick]), (numbers[pick] - middle) / spread)
-        for group in optimizer.param_groups:
-            group["lr"] = warmed_cosine(config.lr, config.steps // 10, step, config.steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    regress(
+        [*network.parameters()],
+        lambda pick: read(pictures[pick]),
+        (numbers - middle) / spread,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        generator=generator,
+    )
     seconds = time.perf_counter() - began
     row = {}
     for name, (shown, truth) in {"learned": learn, "held_out": judge}.items():

@@ -83,6 +83,10 @@ def train(overrides: list[str], resume: str | None = None, config_name: str = "t
             results = _work(trainer, config, checkpoint)
             _report(trainer, results, time.monotonic() - began, memory.peak_mb())
             return folder.path
+    except KeyboardInterrupt:
+        if folder is not None:
+            print(f"to go on: vla-rl train resume={folder.path}", flush=True)
+        raise
     finally:
         if trainer is not None:
             trainer.close()
