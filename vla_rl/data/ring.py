@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tensordict import TensorDict
 
+from vla_rl.errors import UserError
 from vla_rl.runtime.tensors import write_tensors
 
 FILE = "ring.safetensors"
@@ -29,9 +30,14 @@ class Ring:
         return self.count
 
     def append(self, rows: TensorDict) -> None:
-        """Store rows [n]."""
+        """Store rows [n].
+
+        Raises:
+            UserError: they are laid out otherwise than those that are kept (a resumed run with another observation or horizon).
+        """
         if self.rows is None:
             self.rows = torch.zeros_like(rows[:1].expand(self.capacity).contiguous())
+        _check_layout(self.rows, rows)
         rows = rows[-self.capacity :]  # type: ignore[assignment]
         place = (self.next + torch.arange(len(rows))) % self.capacity
         self.rows[place] = rows
@@ -52,12 +58,31 @@ class Ring:
         write_tensors(folder / FILE, tensors, f"replay to {folder}", remedy=remedy)
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote; where less is kept now, the newest."""
         tensors = load_file(folder / FILE)
         self.count, self.next = tensors.pop("place").tolist()
         self.rows = None
         if self.count:
             flat = {k.removeprefix("rows/"): v for k, v in tensors.items()}
             part = TensorDict(flat, batch_size=[self.count]).unflatten_keys("/")
+            if self.count != self.capacity and not self.next == self.count < self.capacity:
+                # Another capacity than when it was saved: from the oldest on, as many as fit.
+                part = part[(torch.arange(self.count) + self.next) % self.count][-self.capacity :]
+                self.count = len(part)
+                self.next = self.count % self.capacity
             self.rows = torch.zeros_like(part[:1].expand(self.capacity).contiguous())
             self.rows[: self.count] = part
+
+
+def _check_layout(kept: TensorDict, new: TensorDict) -> None:
+    """Refuse rows that do not fit, with the first key that differs."""
+    shapes = [
+        {key: tuple(value.shape[1:]) for key, value in rows.flatten_keys("/").items()} for rows in (kept, new)
+    ]
+    for key in sorted({*shapes[0], *shapes[1]}):
+        before, now = (each.get(key) for each in shapes)
+        if before != now:
+            raise UserError(
+                f"{key} of what is kept has shape {before}, of what is new {now}: the run was begun with other settings (observation, horizon); "
+                "resume it with those, or begin another"
+            )
