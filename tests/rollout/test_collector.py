@@ -109,6 +109,22 @@ def test_evaluation_does_not_depend_on_the_number_of_environments():
     assert 0 < sum(wins[0].values()) < 20
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 30])
+def test_rows_that_nobody_counts_any_more_are_neither_looked_at_nor_asked_about(count):
+    class Counted(ChunkWalk):
+        asked = 0
+
+        def act(self, observation, state, *, deterministic=False):
+            self.asked += len(observation[STATE])
+            return super().act(observation, state)
+
+    env, policy = Reach(count, steps=12), Counted()
+    found = evaluate(env, OpenLoop(policy, 4), 20, 5)
+    assert sorted(e.seed for e in found.episodes) == list(range(5, 25))
+    needed = sum(-(-e.steps // 4) for e in found.episodes)
+    assert env.looked == policy.asked == needed
+
+
 def test_undone_steps_are_told_and_the_policy_plans_anew():
     env, seen = Rewound(at=6, count=4), []
     collector = Collector(

@@ -126,6 +126,8 @@ class Collector:
         self.high = torch.tensor(spec.action_high)
         self.vector_keys = [STATE] + ([ENV_STATE] if spec.env_state_dim else [])
         self.image_keys = list(spec.cameras) if store_images else list(policy.spec.image_keys)
+        self.idle: Tensor | None = None
+        """Bool [B]: rows whose episode nobody counts: stepped with zero actions, not looked at and not asked about (without a ``sink``)."""
         self.episodes_started = 0
         self.steps = 0
         self.looks = 0
@@ -172,7 +174,8 @@ class Collector:
             return torch.ones(self.env.num_envs, dtype=torch.bool)
         if not self.image_keys:
             return torch.zeros(self.env.num_envs, dtype=torch.bool)
-        return self.policy.needs_images(self.state)
+        needed = self.policy.needs_images(self.state)
+        return needed if self.idle is None else needed & ~self.idle
 
     def step(
         self, deterministic: bool = False, *, meanwhile: Callable[[], None] | None = None
@@ -192,7 +195,7 @@ class Collector:
         if self.starts is not None:
             self.starts.look(self.length.tolist())
         observation = self._seen(self._wanted())
-        output, next_state = self.policy.act(observation, self.state, deterministic=deterministic)
+        output, next_state = self._decide(observation, deterministic)
         action = output["action"]
         if not torch.isfinite(action).all():
             raise NonFiniteError("the policy's action is not finite")
@@ -225,6 +228,17 @@ class Collector:
         if not done.any():
             return []
         return self._finish(terminated, truncated, info)
+
+    def _decide(self, observation: Observation, deterministic: bool) -> tuple[TensorDict, TensorDict]:
+        """What the policy says, and its next state."""
+        if self.idle is None or not self.idle.any():
+            return self.policy.act(observation, self.state, deterministic=deterministic)
+        index = (~self.idle).nonzero().flatten()
+        part, state = _rows(observation, index), self.state.clone()
+        output, state[index] = self.policy.act(part, self.state[index], deterministic=deterministic)
+        action = torch.zeros(self.env.num_envs, len(self.low))
+        action[index] = output["action"]
+        return TensorDict({"action": action}, batch_size=[len(action)]), state
 
     def _rewind(self, steps: Tensor) -> None:
         self.length -= steps.numpy()
@@ -275,11 +289,7 @@ class Collector:
         closing = self._frames(observation, self._nothing(), torch.zeros(self.env.num_envs, len(self.low)))
         index = bootstrap.nonzero().flatten()
         if len(index):
-            part = {
-                key: [value[i] for i in index.tolist()] if isinstance(value, list) else value[index]
-                for key, value in observation.items()
-            }
-            output, _ = self.policy.act(part, self.state[index], deterministic=True)
+            output, _ = self.policy.act(_rows(observation, index), self.state[index], deterministic=True)
             closing["base_action"][index] = _base_candidates(output)
         closing["final"] = torch.ones(self.env.num_envs, dtype=torch.bool)
         index = rows.nonzero().flatten()
@@ -313,6 +323,14 @@ class Collector:
             },
             batch_size=[count],
         )
+
+
+def _rows(observation: Observation, index: Tensor) -> Observation:
+    """The rows [k] of an observation."""
+    return {
+        key: [value[i] for i in index.tolist()] if isinstance(value, list) else value[index]
+        for key, value in observation.items()
+    }
 
 
 def _base_candidates(output: TensorDict) -> Tensor:

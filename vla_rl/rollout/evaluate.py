@@ -69,6 +69,9 @@ def evaluate(
         torch.manual_seed(seed)
         collector.begin()
         while len(done) < len(wanted):
+            # Whose episodes are all there already plays on, unseen.
+            playing = zip(ids, collector.episode_seed, strict=True)
+            collector.idle = torch.tensor([key not in wanted for key in playing])
             _film(env, collector, videos, seed, film)
             for episode in collector.step(deterministic=deterministic):
                 key = (episode.task_id, episode.seed)
