@@ -39,3 +39,8 @@ def test_without_such_tasks_the_table_has_no_such_column(tmp_path) -> None:
 def test_a_task_is_either_distilled_or_not() -> None:
     with pytest.raises(UserError, match=r"retained.*door_open"):
         run(["only=[door_open,drawer_open]", "retained=[door_open]"])
+
+
+def test_rehearsal_asks_what_of() -> None:
+    with pytest.raises(UserError, match=r"reverse_rehearsed rehearses what is retained"):
+        run(["algorithms=[reverse_rehearsed]"])

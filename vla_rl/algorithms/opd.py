@@ -26,9 +26,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.algorithms.disagreement import disagreement, followed
-from vla_rl.algorithms.held_out import HeldOut
+from vla_rl.algorithms.held_out import HeldOut, datasets_of
 from vla_rl.algorithms.token_ppo import TokenPPO, TokenPPOConfig
-from vla_rl.config import resolve_path
 from vla_rl.data.ring import Ring
 from vla_rl.environment import EnvSpec
 from vla_rl.errors import UserError
@@ -68,6 +67,12 @@ class OPDConfig(TokenPPOConfig):
         held_out: LeRobotDataset, e.g. of tasks that are not distilled: ``forgotten`` among the metrics is KL(base, student) in its
             states, once per iteration. None = off.
         held_out_states: how many of its states.
+        rehearsal: LeRobotDatasets (one, or a list) of what the student is to stay able to do, e.g. of tasks that nobody teaches:
+            every update also draws it to what it said there before (KL(base, student); learning without forgetting, arXiv 1606.09282,
+            on recorded states). None = off.
+        rehearsal_states: how many states of each.
+        rehearsal_batch: how many of all of them beside each update's decisions.
+        rehearsal_weight: of that divergence in the loss.
     """
 
     epochs: int = 2
@@ -85,6 +90,10 @@ class OPDConfig(TokenPPOConfig):
     teacher_blur: float = 0.1
     held_out: str | None = None
     held_out_states: int = 128
+    rehearsal: Any = None
+    rehearsal_states: int = 1000
+    rehearsal_batch: int = 32
+    rehearsal_weight: float = 1.0
 
 
 class OPD(TokenPPO):
@@ -132,9 +141,17 @@ class OPD(TokenPPO):
         super().__init__(config, base, env_spec, num_envs, device)
         self.memory = Ring(config.memory)
         self.learns_value &= config.reward_weight > 0
-        self.held_out = None
+        self.held_out = self.rehearsal = None
         if teacher is not None and config.held_out:
-            self.held_out = HeldOut(self.actor, resolve_path(config.held_out), config.held_out_states)
+            self.held_out = HeldOut(self.actor, datasets_of(config.held_out), config.held_out_states)
+        if teacher is not None and config.rehearsal:
+            if config.rehearsal_batch < 1 or config.rehearsal_weight < 0:
+                raise UserError(
+                    f"algorithm.rehearsal_batch={config.rehearsal_batch} must be at least 1 and algorithm.rehearsal_weight="
+                    f"{config.rehearsal_weight} at least 0"
+                )
+            asked = datasets_of(config.rehearsal), config.rehearsal_states, "rehearsal"
+            self.rehearsal = HeldOut(self.actor, *asked)
         self.forgotten = torch.zeros(())
         self.apart: dict[str, Tensor] = {}
         if teacher is not None:
@@ -229,6 +246,11 @@ class OPD(TokenPPO):
                 metrics["approx_kl"] = ((new - old).exp() - 1 - (new - old)).mean()
         if self.held_out is not None:
             metrics["forgotten"] = self.forgotten
+        if self.rehearsal is not None:
+            again = torch.randint(len(self.rehearsal), (config.rehearsal_batch,), generator=self.generator)
+            apart = self.rehearsal.apart(again).mean()
+            loss = loss + config.rehearsal_weight * apart
+            metrics["rehearsal_kl"] = apart.detach()
         if config.reward_weight and old is not None and new is not None:
             more, found = self.rewarded_loss(which, old, new)
             loss = loss + config.reward_weight * more

@@ -24,9 +24,14 @@ from vla_rl.config import compose
 from vla_rl.errors import UserError
 from vla_rl.runtime.stages import ON_STATE, call, chosen, counted, demonstrated, pretrained, trained
 
-CLONING = "cloning"
+CLONING, CLONING_REHEARSED = "cloning", "cloning_rehearsed"
+"""Cloning of the specialists' successes: alone, and with the recordings of what is retained among them."""
+
 CLONED = "cloned"
 """``teacher`` that is cloned from many demonstrations, in place of a source of ``bench_data_study``."""
+
+RETAINED_DATA = "{retained}"
+"""In a run's settings: the recordings of the retained tasks, comma-separated."""
 
 
 def run(overrides: list[str]) -> int:
@@ -39,10 +44,14 @@ def run(overrides: list[str]) -> int:
         raise UserError(
             f"retained={retained}: {', '.join(sorted(both))} in only as well; a task is either distilled or not"
         )
-    algorithms = chosen("algorithms", config.algorithms, [CLONING, *config.runs])
+    algorithms = chosen("algorithms", config.algorithms, [CLONING, CLONING_REHEARSED, *config.runs])
+    for name in algorithms:
+        rehearses = any(RETAINED_DATA in setting for setting in config.runs.get(name, ()))
+        if not retained and (rehearses or name == CLONING_REHEARSED):
+            raise UserError(f"algorithms={name} rehearses what is retained: name tasks, retained=[...]")
     work = Path(config.work)
     recordings: dict[str, list[Path]] = {HUMAN: []}
-    if CLONING in algorithms:
+    if {CLONING, CLONING_REHEARSED} & set(algorithms):
         recordings[config.teacher] = []
     scenes = []
     for name in [*names, *retained]:
@@ -54,6 +63,8 @@ def run(overrides: list[str]) -> int:
         if config.teacher in recordings:
             recordings[config.teacher].append(recorded(study, name, config.teacher))
     env = environment(study, names, config.limit, config.num_workers)
+    others = [recorded(study, name, HUMAN) for name in retained]
+    rehearsed = ",".join(map(str, others))
     elsewhere = environment(study, retained, config.limit, config.num_workers) if retained else None
     paths = ",".join(f"{study.tasks[name].id}:{expert_of(study, name, config.teacher)}" for name in names)
     specialists = "{" + paths + "}"
@@ -65,22 +76,23 @@ def run(overrides: list[str]) -> int:
             policy = policy_of(config, work / name)
             counted(work / f"{RETAINED}{name}.json", elsewhere, policy, episodes=config.retained_episodes)
 
-    def clone(name: str, source: str, settings: list[str]) -> Path:
+    def clone(name: str, data: list[Path], settings: list[str]) -> Path:
         out = work / name
-        pretrained(out, recordings[source], settings, work / "log.txt")
+        pretrained(out, data, settings, work / "log.txt")
         counted(work / f"{name}.json", env, policy_of(config, out), episodes=config.episodes)
         keeps(name)
         return out
 
     seen = [f"train.vision_datasets=[{','.join(map(str, scenes))}]"] if scenes else []
-    student = clone("student", HUMAN, [*config.student, *seen])
+    student = clone("student", recordings[HUMAN], [*config.student, *seen])
     for seed in config.seeds:
         for algorithm in algorithms:
-            if algorithm == CLONING:
+            if algorithm in (CLONING, CLONING_REHEARSED):
                 settings = [f"train.type={student}", *config.cloning, f"train.seed={seed}"]
-                clone(f"{CLONING}-{seed}", config.teacher, settings)
+                data = recordings[config.teacher] + (others if algorithm == CLONING_REHEARSED else [])
+                clone(f"{algorithm}-{seed}", data, settings)
             else:
-                _train(config, env, specialists, algorithm, int(seed))
+                _train(config, env, specialists, rehearsed, algorithm, int(seed))
                 keeps(f"{algorithm}-{seed}")
             write_table(config, names, study.cameras)
     write_table(config, names, study.cameras)
@@ -117,8 +129,9 @@ def policy_of(config: Any, folder: Path) -> list[str]:
     return ["policy=lerobot", f"policy.path={folder}", f"policy.horizon={config.horizon}"]
 
 
-def _train(config: Any, env: list[str], specialists: str, algorithm: str, seed: int) -> None:
-    work, settings = Path(config.work), list(config.runs[algorithm])
+def _train(config: Any, env: list[str], specialists: str, rehearsed: str, algorithm: str, seed: int) -> None:
+    work = Path(config.work)
+    settings = [setting.replace(RETAINED_DATA, rehearsed) for setting in config.runs[algorithm]]
     if "algorithm=opd" in settings:
         settings.append(f"algorithm.teacher.paths={specialists}")
     arguments = [

@@ -17,9 +17,11 @@ TITLES = {
     "specialists": "specialists, one per task (teachers)",
     "student": "student before",
     "cloning": "cloning the specialists' successes",
+    "cloning_rehearsed": "the same with the student's own recordings of the others among them",
     "forward_kept": "distillation, forward KL, earlier decisions kept",
     "forward_seen": "distillation, forward KL, towers warmed up on many scenes and frozen, asked within chunks",
     "reverse_kept": "distillation, reverse KL, earlier decisions kept",
+    "reverse_rehearsed": "distillation, reverse KL, earlier decisions kept, and held to what it said in its own recordings of the others",
     "hard_kept": "distillation, hard labels, earlier decisions kept",
     "token_ppo": "token PPO",
 }
@@ -36,10 +38,9 @@ def write_table(config: Any, names: list[str], cameras: Sequence[str]) -> None:
     for name in ("specialists", "student"):
         if (work / f"{name}.json").is_file():
             policies[name] = {"0": _read(work / f"{name}.json") | _kept(work, name)}
-    for file in sorted(work.glob("cloning-*.json")):
-        policies.setdefault("cloning", {})[file.stem.rpartition("-")[2]] = _read(file) | _kept(
-            work, file.stem
-        )
+    for file in sorted(work.glob("cloning*-*.json")):
+        name, _, seed = file.stem.rpartition("-")
+        policies.setdefault(name, {})[seed] = _read(file) | _kept(work, file.stem)
     curves: dict[str, Any] = {key: {} for key in CURVES}
     for name in config.runs:
         for seed, run in finished(work, name):
