@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from vla_rl.bench.ray import run as run_ray
 from vla_rl.bench.ray import steady
 from vla_rl.bench.sides import Side, compared, environment, keep
 from vla_rl.errors import UserError
@@ -103,14 +102,3 @@ def test_rows_that_were_not_measured_again_stay(tmp_path):
     keep(config, [{"name": "b", "ours": 3}, {"name": "c", "ours": 4}])
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(row["name"], row["ours"]) for row in rows] == [("a", 1), ("b", 3), ("c", 4)]
-
-
-def test_more_trainings_at_a_time_than_there_are_cores_are_refused_before_any_begins(tmp_path):
-    asked = [
-        "+rows.ray_per_core_busy.ours_copies=999",
-        "only=[ray_per_core_busy]",
-        f"work={tmp_path / 'work'}",
-    ]
-    with pytest.raises(UserError, match="999 trainings on 2 cores each: this machine lends"):
-        run_ray(asked)
-    assert not (tmp_path / "work").exists()

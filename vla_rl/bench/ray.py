@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ def run(overrides: list[str]) -> int:
         for number in range(int(config.rounds)):
             for side in ("ours", "peer"):
                 folder = Path(config.work) / f"{name}-{side}-{number}"
-                arguments = [*asked.shared, *asked[side]]
-                copies = int(asked.get(f"{side}_copies", 1))
-                rates[side].append(_rates(config, arguments, folder, asked[f"{side}_cores"], copies))
+                rates[side].append(
+                    _rate(config, [*asked.shared, *asked[side]], folder, asked[f"{side}_cores"])
+                )
                 print(f"{name} {side}: {rates[side][-1]:.1f} steps/s per core", flush=True)
         rows.append(ratio_row(name, asked.unit, rates["ours"], rates["peer"]))
         print(line(rows[-1]), flush=True)
@@ -41,33 +40,22 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _rates(config: Any, arguments: Sequence[str], folder: Path, cores: int | None, copies: int) -> float:
-    """Steps per second of one training and core, the mean over ``copies`` that run at the same time, each on ``cores`` of its own.
-
-    Raises:
-        UserError: more cores are asked for than there are.
-    """
-    every = sorted(os.sched_getaffinity(0))
-    if copies * (cores or 1) > len(every):
-        raise UserError(f"{copies} trainings on {cores} cores each: this machine lends {len(every)}")
-    own = [every[i * cores : (i + 1) * cores] if cores else every for i in range(copies)]
-    folders = [folder.with_name(f"{folder.name}-{i}") if i else folder for i in range(copies)]
-    with ThreadPoolExecutor(copies) as pool:
-        found = pool.map(lambda where, on: _rate(config, arguments, where, on), folders, own)
-        return sum(found) / copies / (cores or 1)
-
-
-def _rate(config: Any, arguments: Sequence[str], folder: Path, cores: Sequence[int]) -> float:
-    """Steps per second of one training that is kept to ``cores``.
+def _rate(config: Any, arguments: Sequence[str], folder: Path, cores: int | None) -> float:
+    """Steps per second of one training, divided by ``cores`` (None: not kept to any, not divided).
 
     Raises:
         UserError: it was over before it could be measured.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    os.sched_setaffinity(0, cores)  # of this thread, and of the process that it starts
-    settings = [*config.shared, f"run.root={folder.parent}", f"run.name={folder.name}", *arguments]
-    call(["train", *settings], folder.parent / f"{folder.name}.log")
-    return steady(read_metrics(folder / "metrics.jsonl"), int(config.skip))
+    every = sorted(os.sched_getaffinity(0))
+    if cores:
+        os.sched_setaffinity(0, every[:cores])
+    try:
+        settings = [*config.shared, f"run.root={folder.parent}", f"run.name={folder.name}", *arguments]
+        call(["train", *settings], folder.parent / f"{folder.name}.log")
+    finally:
+        os.sched_setaffinity(0, every)
+    return steady(read_metrics(folder / "metrics.jsonl"), int(config.skip)) / (cores or 1)
 
 
 def steady(rows: list[dict[str, Any]], skip: int) -> float:
