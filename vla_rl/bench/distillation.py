@@ -63,7 +63,7 @@ def run(overrides: list[str]) -> int:
         if config.teacher in recordings:
             recordings[config.teacher].append(recorded(study, name, config.teacher))
     env = environment(study, names, config.limit, config.num_workers)
-    others = [recorded(study, name, HUMAN) for name in retained]
+    others = recordings[HUMAN][len(names) :]
     rehearsed = ",".join(map(str, others))
     elsewhere = environment(study, retained, config.limit, config.num_workers) if retained else None
     paths = ",".join(f"{study.tasks[name].id}:{expert_of(study, name, config.teacher)}" for name in names)

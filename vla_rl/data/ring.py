@@ -25,6 +25,8 @@ class Ring:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.count, self.next = capacity, 0, 0
         self.rows: Any = None
+        self._unmet = False
+        """Whether what is kept was loaded, and no new rows have been held against it yet."""
 
     def __len__(self) -> int:
         return self.count
@@ -37,7 +39,9 @@ class Ring:
         """
         if self.rows is None:
             self.rows = torch.zeros_like(rows[:1].expand(self.capacity).contiguous())
-        _check_layout(self.rows, rows)
+        if self._unmet:
+            _check_layout(self.rows, rows)
+            self._unmet = False
         rows = rows[-self.capacity :]  # type: ignore[assignment]
         place = (self.next + torch.arange(len(rows))) % self.capacity
         self.rows[place] = rows
@@ -72,6 +76,7 @@ class Ring:
                 self.next = self.count % self.capacity
             self.rows = torch.zeros_like(part[:1].expand(self.capacity).contiguous())
             self.rows[: self.count] = part
+        self._unmet = self.count > 0
 
 
 def _check_layout(kept: TensorDict, new: TensorDict) -> None:
