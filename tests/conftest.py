@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
+from tqdm.std import TqdmDefaultWriteLock  # noqa: E402
+
+# Otherwise a semaphore that forked processes share: killed by a test while it holds it, one would stop every progress
+# bar of its worker from then on.
+TqdmDefaultWriteLock.mp_lock = None
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 sys.path.insert(0, str(Path(__file__).parent / "algorithms"))
