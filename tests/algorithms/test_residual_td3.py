@@ -12,6 +12,7 @@ from vla_rl.algorithms.factory import residual_td3
 from vla_rl.algorithms.residual_td3 import ResidualTD3, ResidualTD3Config
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import ENV_STATE, INSTRUCTION, STATE
+from vla_rl.policies.base import reset_rows
 from vla_rl.policies.residual import action_scale, preference
 
 SMALL = {
@@ -66,6 +67,23 @@ def test_actions_stay_in_the_box_and_near_the_base(scale, noise, seed):
     assert (free["action"].abs() <= 1).all()
     bound, _ = algorithm.policy.act(observation, state, deterministic=True)
     assert ((bound["action"] - bound["base_action"][:, 0].clamp(-1, 1)).abs() <= scale + 1e-5).all()
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_exploration_keeps_its_size_whatever_its_correlation(correlation):
+    algorithm = learner(gate=False, exploration_correlation=correlation, exploration=0.2)
+    policy, state = algorithm.policy, algorithm.policy.initial_state(512)
+    policy.enabled, policy.noise, policy.uniform_noise = False, 0.2, 0.0
+    observation, drawn = PointMass(512, 0).observe(), []
+    for _ in range(60):
+        _, state = policy.act(observation, state)
+        drawn.append(state["noise"])
+    before, after = drawn[-2].flatten(), drawn[-1].flatten()
+    assert torch.corrcoef(torch.stack([before, after]))[0, 1] == pytest.approx(correlation, abs=0.06)
+    assert after.std() == pytest.approx(0.18, abs=0.02)  # of a normal clipped at two: 0.88 of 0.2
+    seen = state["noise"].clone()
+    state = reset_rows(policy, state, torch.arange(512) == 3)
+    assert not state["noise"][3].any() and torch.equal(state["noise"][4:], seen[4:])
 
 
 def test_a_dimension_with_scale_zero_is_left_to_the_base():

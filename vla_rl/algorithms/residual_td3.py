@@ -68,6 +68,8 @@ class ResidualTD3Config:
         critic_lr: Adam step size of the critics (and of the image encoder).
         tau: rate at which targets follow.
         exploration: std of the exploration noise, fraction of half the range.
+        exploration_correlation: of the noise, the warm-up's too, with that of the step before, in [0, 1): white noise (0)
+            hardly moves an arm whose actions are small displacements.
         target_noise: std of target smoothing noise on the correction, fraction of ``scale``.
         warmup_noise: half-width of the warm-up's uniform noise, fraction of half the range.
         action_penalty: weight of the squared correction in the actor's loss (cloning of the base).
@@ -110,6 +112,7 @@ class ResidualTD3Config:
     critic_lr: float = 5e-4
     tau: float = 0.01
     exploration: float = 0.05
+    exploration_correlation: float = 0.0
     target_noise: float = 0.05
     warmup_noise: float = 0.2
     action_penalty: float = 0.0
@@ -141,6 +144,10 @@ class ResidualTD3Config:
         for name in ("gamma", "tau", "demonstration_share", "anchor_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must lie in [0, 1]")
+        if not 0 <= self.exploration_correlation < 1:
+            raise UserError(
+                f"algorithm.exploration_correlation={self.exploration_correlation} must lie in [0, 1)"
+            )
         if self.utd < 0 or self.warmup_steps < 0:
             raise UserError("algorithm.utd and algorithm.warmup_steps must not be negative")
 
@@ -245,6 +252,7 @@ class ResidualTD3:
         policy.enabled = not warming
         policy.uniform_noise = config.warmup_noise if warming else 0.0
         policy.noise = 0.0 if warming else config.exploration
+        policy.correlation = config.exploration_correlation
         past = self.steps - config.warmup_steps
         policy.probability = min(1.0, past / config.ramp_steps) if config.ramp_steps else 1.0
 

@@ -125,6 +125,8 @@ class Residual:
         """Std of Gaussian exploration noise, clipped at two, as a fraction of half the range."""
         self.uniform_noise = 0.0
         """Half-width of uniform exploration noise, same unit."""
+        self.correlation = 0.0
+        """Of the noise with that of the step before; its std stays."""
         vectors = [k for k in observation_keys if k not in self.image_keys and k != INSTRUCTION]
         self.spec: PolicySpec = replace(
             base.spec,
@@ -135,8 +137,11 @@ class Residual:
         )
 
     def initial_state(self, batch_size: int) -> TensorDict:
-        """The base's state, nested under ``base``."""
-        return TensorDict({"base": self.base.initial_state(batch_size)}, batch_size=[batch_size])
+        """The base's state, nested under ``base``, and the last exploration ``noise`` [B, A]."""
+        noise = torch.zeros(batch_size, len(self.scale))
+        return TensorDict(
+            {"base": self.base.initial_state(batch_size), "noise": noise}, batch_size=[batch_size]
+        )
 
     def needs_images(self, state: TensorDict) -> Tensor:
         """As the base, or every row when the residual itself sees images."""
@@ -160,27 +165,28 @@ class Residual:
                 use = torch.rand(len(action), 1, generator=self.generator) < self.probability
                 chosen = torch.where(use, chosen, action)
             action = chosen
-        if not deterministic:
-            action = self.explore(action)
+        noise = state["noise"]
+        if not deterministic and (self.noise or self.uniform_noise):
+            noise = self.drawn_noise(noise)
+            action = action + (self.box.half * self.explored).to(action.device) * noise.to(action.device)
         action = self.box_clip(action)
         size = [len(action)]
         return (
             TensorDict({"action": action, "base_action": base}, batch_size=size),
-            TensorDict({"base": base_state}, batch_size=size),
+            TensorDict({"base": base_state, "noise": noise}, batch_size=size),
         )
 
-    def explore(self, action: Tensor) -> Tensor:
-        """[B, A] with exploration noise, environment units, not yet clipped."""
-        if not (self.noise or self.uniform_noise):
-            return action
-        shape = action.shape
+    def drawn_noise(self, before: Tensor) -> Tensor:
+        """Exploration noise [B, A] after the last step's, as a fraction of half the range: AR(1), begun at zero."""
+        shape = before.shape
         noise = torch.zeros(shape)
         if self.noise:
             noise = torch.randn(shape, generator=self.generator).clamp(-2, 2) * self.noise
         if self.uniform_noise:
             noise = noise + (torch.rand(shape, generator=self.generator) * 2 - 1) * self.uniform_noise
-        unit = (self.box.half * self.explored).to(action.device)
-        return action + unit * noise.to(action.device)
+        if not self.correlation:
+            return noise
+        return self.correlation * before + (1 - self.correlation**2) ** 0.5 * noise
 
     def box_clip(self, action: Tensor) -> Tensor:
         """``action`` inside the environment's box, wherever it lives."""
