@@ -27,6 +27,7 @@ TITLES = {
     "critic": "critic, guarded",
     "critic_near": "critic that has seen misses, guarded",
     "turns": "critic and policy in turns",
+    "turns_quick": "critic and policy in turns, 200 episodes",
     "turns_residual": "critic and residual in turns",
     "true_residual": "residual, true reward",
     "unguarded_residual": "residual, critic unguarded",
