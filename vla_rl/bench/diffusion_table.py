@@ -29,6 +29,7 @@ TITLES = {
     "turns": "critic and policy in turns",
     "turns_quick": "critic and policy in turns, 200 episodes",
     "turns_residual": "critic and residual in turns",
+    "turns_residual_quick": "critic and residual in turns, 200 episodes",
     "true_residual": "residual, true reward",
     "unguarded_residual": "residual, critic unguarded",
     "unguarded": "critic, unguarded",
