@@ -23,7 +23,7 @@ def test_what_is_kept_stands_beside_what_is_learned(tmp_path) -> None:
         "hard_kept": {"0": learned | {"retained": kept}},
     }
     lines = page(config, ["drawer_open"], ["corner2"], policies).splitlines()
-    assert "| policy | success | not distilled | minutes | episodes played |" in lines
+    assert "| policy | success | not distilled | minutes | environment steps | episodes played |" in lines
     row = next(line for line in lines if line.startswith("| distillation, hard labels"))
     assert "90 %" in row and "20 %" in row
     assert "| drawer-open-v3 | 10 | 90 |" in lines

@@ -86,17 +86,18 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
         "# Specialists into one token VLA",
         "",
         f"`vla-rl bench distillation`: success over {config.episodes} episodes of {len(names)} Meta-World tasks, 95 % Wilson "
-        f"interval over all seeds' episodes; in brackets each seed's success in percent; minutes and episodes played are means. The student sees "
-        f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state. {config.steps} environment steps for whatever acts itself.{others}",
+        f"interval over all seeds' episodes; in brackets each seed's success in percent; the rest are means over seeds. The student sees "
+        f"{' and '.join(cameras)} and proprioception, its teachers the simulator's state.{others}",
         "",
-        f"| policy | success |{' not distilled |' if retained else ''} minutes | episodes played |",
-        "|---" * (4 + retained) + "|",
+        f"| policy | success |{' not distilled |' if retained else ''} minutes | environment steps | episodes played |",
+        "|---" * (5 + retained) + "|",
     ]
     for name in order:
         seeds = policies[name]
-        minutes, played = _mean(seeds, "train_seconds", 60), _mean(seeds, "train_episodes")
+        minutes, steps = _mean(seeds, "train_seconds", 60), _mean(seeds, "env_steps")
+        played = _mean(seeds, "train_episodes")
         elsewhere = f" {cell(kept[name]) if kept[name] else '-'} |" if retained else ""
-        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {played} |")
+        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {steps} | {played} |")
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
     lines.append("|---" * (1 + len(order)) + "|")
     lines += _by_task(policies, order, "")
