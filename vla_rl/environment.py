@@ -44,6 +44,7 @@ class EnvSpec:
         rate_hz: control rate.
         state_names: names of the S proprioceptive numbers (may be empty).
         action_names: names of the A action numbers (may be empty).
+        returns: least and largest discounted return from any moment on; of a sparse success, 0 and 1.
     """
 
     id: str
@@ -57,6 +58,7 @@ class EnvSpec:
     rate_hz: float
     state_names: tuple[str, ...] = field(default=())
     action_names: tuple[str, ...] = field(default=())
+    returns: tuple[float, float] = (0.0, 1.0)
 
     @property
     def action_dim(self) -> int:
@@ -114,6 +116,9 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     def metrics(self) -> dict[str, float]:
         """Numbers of its own for a run's log; most have none."""
         return {}
+
+    def discounted_by(self, gamma: float, steps: int) -> None:
+        """The learner discounts by ``gamma`` every ``steps`` control steps; a shaped reward has to know."""
 
     def truth(self) -> AbstractContextManager[Any]:
         """While it is entered, reward and success are the environment's own, whatever else judges: for evaluations."""

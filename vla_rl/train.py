@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
-from vla_rl.algorithms.base import make_updates
+from vla_rl.algorithms.base import make_updates, tell_discount
 from vla_rl.config import build, resolve_path
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
@@ -55,7 +55,9 @@ def build_algorithm(config: Any, env: VlaVectorEnv) -> Any:
         settings: Any = OmegaConf.to_container(algorithm, resolve=True)
         algorithm = OmegaConf.create(share_of_one(settings, learners_of(config)))
         rows *= places_of_one(places_of(config), learners_of(config))
-    return build(algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
+    built: Any = build(algorithm, base=base, env_spec=env.env_spec, num_envs=rows)
+    tell_discount(env, built)
+    return built
 
 
 def distributed(config: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from vla_rl.cli import main
+from vla_rl.rewards.vlac import JudgedEnv
 from vla_rl.runtime.run_folder import read_metrics
 
 RUN = [
@@ -34,7 +35,7 @@ def critic(tmp_path_factory):
     return tiny.drawer_critic(tmp_path_factory.mktemp("critic"))
 
 
-def test_a_run_and_its_continuation(critic, base, tmp_path):
+def test_a_run_and_its_continuation(critic, base, tmp_path, monkeypatch):
     run = [
         *RUN,
         f"policy.path={base}",
@@ -50,7 +51,10 @@ def test_a_run_and_its_continuation(critic, base, tmp_path):
         "reward.window=200",
         "reward.weight=0.25",
     ]
+    told = []
+    monkeypatch.setattr(JudgedEnv, "discounted_by", lambda self, *discount: told.append(discount))
     assert main(["train", *tiny.DRAWER, *run, *reward, "run.steps=80"]) == 0
+    assert told == [(0.97, 1)], "the shaping has to know the learner's discount"
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert any("believed" in row and "false_done" in row for row in rows)
     base = json.loads((tmp_path / "a" / "base.json").read_text())

@@ -116,6 +116,18 @@ def test_potential_pays_what_the_value_moves_and_no_more():
     assert float(frames["reward"].sum()) == pytest.approx(float(env.track.value[0]), abs=1e-4)
 
 
+@pytest.mark.parametrize(("skip", "span"), [(3, 1), (5, 1), (3, 3), (6, 3)])
+def test_a_potential_discounted_as_the_learner_does_is_worth_where_it_ends(skip, span):
+    """The learner adds rewards up over ``span`` steps and discounts from one such sum to the next."""
+    env = judged(rows=1, agree=100, weight=1.0, skip=skip)
+    env.discounted_by(0.9, span)
+    steps = 24 - 24 % skip
+    frames, _ = run(env, steps)
+    worth = sum(0.9 ** (t // span) * float(r) for t, r in enumerate(frames["reward"]))
+    assert worth == pytest.approx(0.9 ** (steps / span) * float(env.track.value[0]), abs=1e-4)
+    assert env.env_spec.returns == (-1.0, 1.0)
+
+
 def test_evaluations_count_the_truth_and_ask_no_critic():
     env = judged(wrong=True)
     run(env, 10)

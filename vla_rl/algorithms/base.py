@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.environment import VlaVectorEnv
 from vla_rl.policies.base import Policy
 
 
@@ -62,6 +63,11 @@ class Algorithm(Protocol):
     def load(self, folder: Path, *, replay: bool = True) -> None:
         """Read what ``save`` wrote."""
         ...
+
+
+def tell_discount(env: VlaVectorEnv, algorithm: Any) -> None:
+    """Tell ``env`` what ``algorithm`` discounts by, where it values anything (``discount``: gamma, and the steps that it is of)."""
+    env.discounted_by(*getattr(algorithm, "discount", (1.0, 1)))
 
 
 def make_updates(algorithm: Algorithm, count: int) -> dict[str, float]:

@@ -73,7 +73,7 @@ class ResidualTD3Config:
         target_noise: std of target smoothing noise on the correction, fraction of ``scale``.
         warmup_noise: half-width of the warm-up's uniform noise, fraction of half the range.
         action_penalty: weight of the squared correction in the actor's loss (cloning of the base).
-        clip_target: keep targets in the reward's range [0, 1].
+        clip_target: keep targets in the range of returns (``EnvSpec.returns``), of a sparse success [0, 1].
         capacity: frames of online replay.
         demonstration_capacity: frames of demonstrations.
         replay_path: folder for the frames of all of them, mapped into memory; None = in memory. For pictures by the ten
@@ -178,7 +178,7 @@ class ResidualTD3:
     ) -> None:
         config.check()
         self.config, self.device = config, torch.device(device)
-        self.box = ActionBox(env_spec, device)
+        self.box, self.returns = ActionBox(env_spec, device), env_spec.returns
         self.scale = action_scale(config.scale, env_spec, config.gripper_scale).to(device)
         self.encoder = Encoder(
             env_spec, config.observation_keys, config.image_features, config.encoder, config.image_shift
@@ -292,6 +292,11 @@ class ResidualTD3:
         self.generator.manual_seed(seed)
 
     @property
+    def discount(self) -> tuple[float, int]:
+        """Of values: gamma, and the control steps that it is of."""
+        return self.config.gamma, 1
+
+    @property
     def can_update(self) -> bool:
         """Whether there is anything to draw a batch from."""
         return self.experience.can_sample
@@ -396,7 +401,7 @@ class ResidualTD3:
         options = torch.cat([self.box.clip(base), edited], dim=1) if self.config.gate else edited
         values = critic_values(self.target_critic, features, self.box.normalize(options), members)
         y = reward + discount * values.float().amin(0).amax(1)
-        return y.clamp(0.0, 1.0) if self.config.clip_target else y
+        return y.clamp(*self.returns) if self.config.clip_target else y
 
     def _critic_loss(self, features: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1).float()  # [E, B]

@@ -97,7 +97,9 @@ def page(config: Any, names: list[str], cameras: Sequence[str], policies: dict[s
         minutes, steps = _mean(seeds, "train_seconds", 60), _mean(seeds, "env_steps")
         played = _mean(seeds, "train_episodes")
         elsewhere = f" {cell(kept[name]) if kept[name] else '-'} |" if retained else ""
-        lines.append(f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {steps} | {played} |")
+        lines.append(
+            f"| {TITLES.get(name, name)} | {cell(seeds)} |{elsewhere} {minutes} | {steps} | {played} |"
+        )
     lines += ["", "Success in percent, mean over seeds:", "", "| task | " + " | ".join(order) + " |"]
     lines.append("|---" * (1 + len(order)) + "|")
     lines += _by_task(policies, order, "")

@@ -13,7 +13,7 @@ SHAPINGS = ("none", "potential", "clip", "delta", "unguarded")
 
 
 def shaped(
-    kind: str, before: Tensor, after: Tensor, best: Tensor, over: Tensor, gamma: float, limit: float
+    kind: str, before: Tensor, after: Tensor, best: Tensor, over: Tensor, gamma: float | Tensor, limit: float
 ) -> Tensor:
     """Reward [k] for a value that went from ``before`` to ``after``.
 
@@ -28,7 +28,7 @@ def shaped(
         after: now.
         best: the largest so far, this one not included.
         over: bool [k], the episode ends in success, as the critic believes.
-        gamma: discount between two judgements.
+        gamma: discount between two judgements, one or [k].
         limit: of ``clip``.
     """
     if kind == "none":

@@ -6,10 +6,11 @@ simulator knows is kept for the audit, and counts in evaluations (``truth``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class VlacConfig:
         camera: name; None = the environment's first.
         shaping: reward for progress (``vla_rl.rewards.guards``): ``potential``, ``clip``, ``delta``, ``none``, ``unguarded``.
         weight: of that reward.
-        gamma: discount between two judgements, of ``potential``: the learner's own, over that many steps.
+        gamma: discount between two judgements, of ``potential``; None = the learner's own, over the steps between them.
         limit: of ``clip``.
         done_reward: at the end that the critic believes in.
         threshold: chance of done; None = as calibrated.
@@ -49,7 +50,7 @@ class VlacConfig:
     camera: str | None = None
     shaping: str = "potential"
     weight: float = 0.5
-    gamma: float = 0.95
+    gamma: float | None = None
     limit: float = 0.1
     done_reward: float = 1.0
     threshold: float | None = None
@@ -57,6 +58,14 @@ class VlacConfig:
     late: bool = False
     window: int = 50
     false_limit: float = 0.5
+
+
+def _returns(config: VlacConfig) -> tuple[float, float]:
+    """Least and largest discounted return from any moment on: a potential takes its weight off and adds nothing."""
+    none = math.inf if config.shaping in ("clip", "unguarded") and config.weight else 0.0
+    least = {"potential": -config.weight, "clip": -none}.get(config.shaping, 0.0)
+    most = {"delta": config.weight, "clip": none, "unguarded": none}.get(config.shaping, 0.0)
+    return least, config.done_reward + most
 
 
 class JudgedEnv(VlaVectorEnv):
@@ -98,13 +107,16 @@ class JudgedEnv(VlaVectorEnv):
         critic.check_size(torch.empty(0, 3, *spec.cameras[self.key]))
         self.env, self.critic, self.config = env, critic, config
         self.references = references or {}
-        self.set_spaces(spec, env.num_envs)
+        self.set_spaces(replace(spec, returns=_returns(config)), env.num_envs)
         self.start_states, self.task_choice = env.start_states, env.task_choice
         count = env.num_envs
         self.thresholds = {task: self._threshold(task) for task in spec.tasks}
         self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree)
         self.audit = Audit(config.window, config.false_limit)
         self.steps = torch.zeros(count, dtype=torch.long)
+        self.judged_at = torch.zeros(count, dtype=torch.long)
+        self.learners = (1.0, 1)
+        """The learner's discount, and the control steps that it is of."""
         self.best = torch.zeros(count)
         self.number = torch.zeros(count, dtype=torch.long)
         self.first: Tensor | None = None
@@ -165,6 +177,10 @@ class JudgedEnv(VlaVectorEnv):
         self.closed = True
         self.env.close()
 
+    def discounted_by(self, gamma: float, steps: int) -> None:
+        """See ``VlaVectorEnv``."""
+        self.learners = (gamma, steps)
+
     @contextmanager
     def truth(self) -> Iterator[None]:
         """See ``VlaVectorEnv``; the episodes in flight have to be closed."""
@@ -181,7 +197,7 @@ class JudgedEnv(VlaVectorEnv):
         observation, info = self.env.reset(seed=seed, options=options)
         self.tasks = observation[TASK]
         mask = torch.from_numpy(row_mask(options, self.num_envs))
-        self.steps[mask], self.best[mask] = 0, 0.0
+        self.steps[mask], self.judged_at[mask], self.best[mask] = 0, 0, 0.0
         self.number[mask] += 1
         self.track.begin(mask)
         self.agreement.begin(mask)
@@ -293,14 +309,32 @@ class JudgedEnv(VlaVectorEnv):
         wanted = torch.tensor([self.thresholds[task] for task in self._asked(rows)])
         over = self.agreement.update(rows, chances >= wanted)
         self.last[rows] = seen
-        given = shaped(config.shaping, before, after, self.best[rows], over, config.gamma, config.limit)
+        gamma, late = self._discounts(self.steps[rows] - self.judged_at[rows])
+        self.judged_at[rows] = self.steps[rows]
+        given = late * shaped(config.shaping, before, after, self.best[rows], over, gamma, config.limit)
         self.best[rows] = torch.maximum(self.best[rows], after)
         reward[rows] += config.weight * given + config.done_reward * over.float()
         believed[rows] |= over
+
+    def _discounts(self, passed: Tensor) -> tuple[Tensor, Tensor]:
+        """Gamma [k] over the control steps ``passed`` [k] since the last judgement, and what makes up [k] for a potential that is
+        paid at the end of them, where the learner has discounted it already.
+        """
+        if self.config.gamma is not None:
+            return torch.full(passed.shape, self.config.gamma), torch.ones(passed.shape)
+        gamma, span = self.learners
+        units = passed / span
+        late = (
+            gamma ** -(units - 1).clamp(min=0)
+            if self.config.shaping == "potential"
+            else torch.ones(passed.shape)
+        )
+        return gamma**units, late
 
     def _rewound(self, steps: Tensor) -> None:
         """A person took steps back: the value is unknown until the next judgement, which the beginning decides."""
         rows = steps > 0
         self.steps[rows] -= steps[rows].to(self.steps)
+        self.judged_at[rows] = torch.minimum(self.judged_at[rows], self.steps[rows])
         self.track.variance[rows] = 1.0
         self.agreement.begin(rows)

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vla_rl.algorithms.base import tell_discount
 from vla_rl.algorithms.elsewhere import learns_from_decisions
 from vla_rl.errors import UserError
 from vla_rl.learner.messages import flatten, pack
@@ -116,6 +117,7 @@ class DistributedCollector:
         )
         seed_everything(1000 * self.seed + index)
         self.algorithm: Any = build(node.algorithm, base=base, env_spec=env.env_spec, num_envs=env.num_envs)
+        tell_discount(env, self.algorithm)
         own = weights(self.algorithm)
         self.followed = Followed(own, self._ask)
         self.decides = learns_from_decisions(self.algorithm)
