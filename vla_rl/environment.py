@@ -110,6 +110,8 @@ class VlaVectorEnv(gym.vector.VectorEnv):
     """Why a robot's safety node has ended episodes so far; simulators have none."""
     halt: str | None = None
     """Why training should not go on in this environment (a critic that is being exploited); None = nothing speaks against it."""
+    shaping_key: str | None = None
+    """Camera that a recorded episode has to show, to be paid what a played one is (``shaping_of``); None = nothing is paid beside success."""
     trusted = True
     """Whether the successes of late are to be believed: a policy from such a time is worth going back to."""
 
@@ -119,6 +121,10 @@ class VlaVectorEnv(gym.vector.VectorEnv):
 
     def discounted_by(self, gamma: float, steps: int) -> None:
         """The learner discounts by ``gamma`` every ``steps`` control steps; a shaped reward has to know."""
+
+    def shaping_of(self, pictures: Tensor, task: str, success: bool) -> Tensor:
+        """What T recorded steps earn beside success, [T], by the ``pictures`` [T + 1, 3, H, W] of ``shaping_key`` around them."""
+        return torch.zeros(len(pictures) - 1)
 
     def truth(self) -> AbstractContextManager[Any]:
         """While it is entered, reward and success are the environment's own, whatever else judges: for evaluations."""

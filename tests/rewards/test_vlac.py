@@ -1,9 +1,14 @@
 """An environment that a critic rewards: only the critic's word counts in training, only the truth in evaluations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from reach import CAMERA, Reach, Walk
 
+from vla_rl.data.collect_demonstrations import demonstrations_of
+from vla_rl.data.record import record
 from vla_rl.errors import UserError
 from vla_rl.rewards.vlac import JudgedEnv, VlacConfig
 from vla_rl.rollout.collector import Collector
@@ -126,6 +131,41 @@ def test_a_potential_discounted_as_the_learner_does_is_worth_where_it_ends(skip,
     worth = sum(0.9 ** (t // span) * float(r) for t, r in enumerate(frames["reward"]))
     assert worth == pytest.approx(0.9 ** (steps / span) * float(env.track.value[0]), abs=1e-4)
     assert env.env_spec.returns == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("shaping", ["potential", "delta", "clip"])
+def test_a_recorded_episode_is_paid_what_the_played_one_was(shaping):
+    env = judged(rows=1, agree=100, skip=4, shaping=shaping)
+    env.discounted_by(0.9, 1)
+    observation, _ = env.reset(seed=[7])
+    walk, pictures, paid = Walk(0.1), [env.look()[CAMERA][0]], []
+    state, over = walk.initial_state(1), False
+    while not over:
+        output, state = walk.act(observation, state)
+        observation, reward, terminated, truncated, _ = env.step(output["action"])
+        pictures.append(env.look()[CAMERA][0])
+        paid.append(reward[0])
+        over = bool(terminated | truncated)
+    assert torch.allclose(
+        env.shaping_of(torch.stack(pictures), env.tasks[0], False), torch.stack(paid), atol=1e-5
+    )
+    assert env.shaping_key == CAMERA and judged(shaping="none").shaping_key is None
+
+
+def test_demonstrations_are_paid_for_progress_too_or_refused(tmp_path):
+    kept = []
+    learner = SimpleNamespace(policy=SimpleNamespace(base=Walk()), add_demonstrations=kept.append)
+    record(Reach(2), Walk(), 3, tmp_path / "seen", seed=5)
+    config = OmegaConf.create({"path": str(tmp_path / "seen"), "episodes": 3})
+    for env in (judged(rows=1, shaping="none"), judged(rows=1, weight=1.0)):
+        env.discounted_by(0.9, 1)
+        assert demonstrations_of(config, env, learner) == 3
+    plain, shaped = (frames["reward"] for frames in kept)
+    assert plain.sum() == 3 and (plain != shaped).sum() > 6
+    info = tmp_path / "seen" / "meta" / "info.json"
+    info.write_text(info.read_text().replace(CAMERA, "observation.images.other"))
+    with pytest.raises(UserError, match=r"has no .*reward.shaping pays for progress"):
+        demonstrations_of(config, judged(rows=1), learner)
 
 
 def test_evaluations_count_the_truth_and_ask_no_critic():

@@ -31,7 +31,7 @@ def _prepare(config: Any, name: str) -> None:
     """Demonstrations, a base of each kind that is asked for, and its success."""
     task, folder = config.tasks[name], Path(config.work) / name
     env = [*task.env, "env.num_envs=8", workers(config.num_workers)]
-    demonstrated(folder, env, noise=task.noise, episodes=task.demos)
+    demonstrated(folder, env, noise=task.noise, episodes=task.demos, camera=task.get("camera"))
     for base in sorted({config.runs[a].base for a in config.algorithms}):
         overrides = ",".join([TINY, *config.bases[base]])
         cloned(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla_rl.critic.film import Judged
 from vla_rl.critic.metrics import flat, precision_recall, reliability, voc, voc_f1
-from vla_rl.critic.model import Critic, Judged, threshold_of
+from vla_rl.critic.model import Critic, threshold_of
 from vla_rl.critic.train import done_of
 from vla_rl.critic.trajectories import Trajectory, first_successes
 from vla_rl.errors import UserError

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from vla_rl.critic.evaluate import Curve
-from vla_rl.critic.model import Judged
+from vla_rl.critic.film import Judged
 from vla_rl.report.plots import SMALL, line_plot
 from vla_rl.rollout.video import save_mp4
 from vla_rl.runtime.metrics import write_text

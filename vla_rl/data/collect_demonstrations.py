@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vla_rl.config import build, resolve_path
+from vla_rl.data.dataset import Episode as Recorded
 from vla_rl.environment import VlaVectorEnv
 from vla_rl.errors import UserError
 from vla_rl.policies.base import Policy
@@ -35,7 +36,17 @@ def demonstrations_of(config: Any, env: VlaVectorEnv, algorithm: Any) -> int:
 
         path = resolve_path(config.path)
         count = min(int(config.episodes), dataset_info(path)["total_episodes"])
-        episodes = load_episodes(path, episodes=range(count), images=base.spec.image_keys)
+        key = env.shaping_key
+        if key and key not in dataset_info(path)["features"]:
+            raise UserError(
+                f"demonstrations.path={path} has no {key}, by whose pictures reward.shaping pays for progress: record them "
+                "with env.cameras=[...] (vla-rl record), or set reward.shaping=none"
+            )
+        cameras = list(dict.fromkeys([*base.spec.image_keys, *([key] if key else [])]))
+        episodes = load_episodes(path, episodes=range(count), images=cameras)
+        if key:
+            for episode in episodes:
+                pay(episode, env, key)
         frames, _ = demonstration_frames(episodes, base, env.env_spec)
         algorithm.add_demonstrations(frames)
         return len(episodes)
@@ -45,6 +56,14 @@ def demonstrations_of(config: Any, env: VlaVectorEnv, algorithm: Any) -> int:
         )
     expert = build(config.expert, env=env)
     return show(env, expert, base, algorithm, int(config.episodes), int(config.seed))
+
+
+def pay(episode: Recorded, env: VlaVectorEnv, key: str) -> None:
+    """Add to a recorded episode's rewards what ``env`` would have paid for its progress, by the pictures of ``key``."""
+    if "next.reward" in episode.data:
+        film, last = episode.data[key], episode.final.get(key, episode.data[key][-1])
+        shaping = env.shaping_of(torch.cat([film, last[None]]), episode.task, bool(episode.success))
+        episode.data["next.reward"] = episode.data["next.reward"] + shaping
 
 
 def show(env: VlaVectorEnv, expert: Policy, base: Policy, algorithm: Any, episodes: int, seed: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla_rl.critic.film import judge
 from vla_rl.critic.model import Critic, threshold_of
 from vla_rl.critic.value import ValueFilter
 from vla_rl.environment import Observation, VlaVectorEnv, row_mask
@@ -108,6 +109,7 @@ class JudgedEnv(VlaVectorEnv):
         self.env, self.critic, self.config = env, critic, config
         self.references = references or {}
         self.set_spaces(replace(spec, returns=_returns(config)), env.num_envs)
+        self.shaping_key = None if config.shaping == "none" or not config.weight else self.key
         self.start_states, self.task_choice = env.start_states, env.task_choice
         count = env.num_envs
         self.thresholds = {task: self._threshold(task) for task in spec.tasks}
@@ -180,6 +182,18 @@ class JudgedEnv(VlaVectorEnv):
     def discounted_by(self, gamma: float, steps: int) -> None:
         """See ``VlaVectorEnv``."""
         self.learners = (gamma, steps)
+
+    def shaping_of(self, pictures: Tensor, task: str, success: bool) -> Tensor:
+        """See ``VlaVectorEnv``: paid where a played episode would be judged."""
+        film = judge(self.critic, pictures, task, self.references.get(task), self.skip)
+        before, after = film.value[:-1], film.value[1:]
+        over = torch.zeros(len(after), dtype=torch.bool)
+        over[-1] = success
+        paid = torch.zeros(len(pictures) - 1)
+        paid[film.moments[1:] - 1] = self._shaped(
+            before, after, film.value.cummax(0)[0][:-1], over, film.moments.diff()
+        )
+        return paid
 
     @contextmanager
     def truth(self) -> Iterator[None]:
@@ -309,27 +323,25 @@ class JudgedEnv(VlaVectorEnv):
         wanted = torch.tensor([self.thresholds[task] for task in self._asked(rows)])
         over = self.agreement.update(rows, chances >= wanted)
         self.last[rows] = seen
-        gamma, late = self._discounts(self.steps[rows] - self.judged_at[rows])
+        given = self._shaped(before, after, self.best[rows], over, self.steps[rows] - self.judged_at[rows])
         self.judged_at[rows] = self.steps[rows]
-        given = late * shaped(config.shaping, before, after, self.best[rows], over, gamma, config.limit)
         self.best[rows] = torch.maximum(self.best[rows], after)
-        reward[rows] += config.weight * given + config.done_reward * over.float()
+        reward[rows] += given + config.done_reward * over.float()
         believed[rows] |= over
 
-    def _discounts(self, passed: Tensor) -> tuple[Tensor, Tensor]:
-        """Gamma [k] over the control steps ``passed`` [k] since the last judgement, and what makes up [k] for a potential that is
-        paid at the end of them, where the learner has discounted it already.
+    def _shaped(self, before: Tensor, after: Tensor, best: Tensor, over: Tensor, passed: Tensor) -> Tensor:
+        """What k changes of value are paid, ``passed`` [k] control steps after the judgement before.
+
+        A potential is paid at the end of them, where the learner has discounted it already: that is made up for.
         """
-        if self.config.gamma is not None:
-            return torch.full(passed.shape, self.config.gamma), torch.ones(passed.shape)
-        gamma, span = self.learners
-        units = passed / span
-        late = (
-            gamma ** -(units - 1).clamp(min=0)
-            if self.config.shaping == "potential"
-            else torch.ones(passed.shape)
-        )
-        return gamma**units, late
+        config, late = self.config, torch.ones(passed.shape)
+        gamma = torch.full(passed.shape, config.gamma or 0.0)
+        if config.gamma is None:
+            units = passed / self.learners[1]
+            gamma = self.learners[0] ** units
+            if config.shaping == "potential":
+                late = self.learners[0] ** -(units - 1).clamp(min=0)
+        return config.weight * late * shaped(config.shaping, before, after, best, over, gamma, config.limit)
 
     def _rewound(self, steps: Tensor) -> None:
         """A person took steps back: the value is unknown until the next judgement, which the beginning decides."""
