@@ -67,7 +67,8 @@ class Algorithm(Protocol):
 
 def tell_discount(env: VlaVectorEnv, algorithm: Any) -> None:
     """Tell ``env`` what ``algorithm`` discounts by, where it values anything (``discount``: gamma, and the steps that it is of)."""
-    env.discounted_by(*getattr(algorithm, "discount", (1.0, 1)))
+    discount: tuple[float, int] = getattr(algorithm, "discount", (1.0, 1))
+    env.discounted_by(*discount)
 
 
 def make_updates(algorithm: Algorithm, count: int) -> dict[str, float]:

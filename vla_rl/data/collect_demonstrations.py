@@ -42,7 +42,7 @@ def demonstrations_of(config: Any, env: VlaVectorEnv, algorithm: Any) -> int:
                 f"demonstrations.path={path} has no {key}, by whose pictures reward.shaping pays for progress: record them "
                 "with env.cameras=[...] (vla-rl record), or set reward.shaping=none"
             )
-        cameras = list(dict.fromkeys([*base.spec.image_keys, *([key] if key else [])]))
+        cameras: list[str] = list(dict.fromkeys([*base.spec.image_keys, *([key] if key else [])]))
         episodes = load_episodes(path, episodes=range(count), images=cameras)
         if key:
             for episode in episodes:
