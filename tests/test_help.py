@@ -39,5 +39,5 @@ def test_example(words):
         return  # no configuration of their own
     if command == "critic_turns":
         rest, training = turns_apart(rest)
-        compose("train", training)
+        compose("train", [*training, "reward=vlac"])  # as turns adds
     compose(command, _spelled_out(rest) if command == "pretrain" else rest)
