@@ -130,7 +130,7 @@ def test_a_potential_discounted_as_the_learner_does_is_worth_where_it_ends(skip,
     frames, _ = run(env, steps)
     worth = sum(0.9 ** (t // span) * float(r) for t, r in enumerate(frames["reward"]))
     assert worth == pytest.approx(0.9 ** (steps / span) * float(env.track.value[0]), abs=1e-4)
-    assert env.env_spec.returns == (-1.0, 1.0)
+    assert env.env_spec.returns == (-2.0, 1.0)
 
 
 @pytest.mark.parametrize("shaping", ["potential", "delta", "clip"])

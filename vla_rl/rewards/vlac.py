@@ -62,11 +62,15 @@ class VlacConfig:
 
 
 def _returns(config: VlacConfig) -> tuple[float, float]:
-    """Least and largest discounted return from any moment on: a potential takes its weight off and adds nothing."""
-    none = math.inf if config.shaping in ("clip", "unguarded") and config.weight else 0.0
-    least = {"potential": -config.weight, "clip": -none}.get(config.shaping, 0.0)
-    most = {"delta": config.weight, "clip": none, "unguarded": none}.get(config.shaping, 0.0)
-    return least, config.done_reward + most
+    """Least and largest discounted return from any moment on; changes of value that are paid one by one have no bound.
+
+    A potential takes its weight off and adds nothing; between two judgements more, as it is paid late (``JudgedEnv._shaped``): twice
+    that is enough for 23 steps at a discount of 0.97.
+    """
+    unbounded = math.inf if config.weight else 0.0
+    below = {"potential": 2 * config.weight, "clip": unbounded}.get(config.shaping, 0.0)
+    above = {"delta": config.weight, "clip": unbounded, "unguarded": unbounded}.get(config.shaping, 0.0)
+    return -below, config.done_reward + above
 
 
 class JudgedEnv(VlaVectorEnv):
