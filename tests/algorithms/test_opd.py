@@ -40,7 +40,11 @@ def teacher():
     return ToyTokens(bias=0.0)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+SLOW = {"reverse_sampled": pytest.mark.learning}
+"""Needs twice the steps of the others, being the noisiest."""
+
+
+@pytest.mark.parametrize("objective", [pytest.param(o, marks=SLOW.get(o, ())) for o in OBJECTIVES])
 def test_the_student_becomes_its_teacher(student, teacher, objective):
     torch.manual_seed(0)
     algorithm = opd(OpenLoop(student, 4), SPEC, 16, teacher=teacher, objective=objective, **SMALL)
