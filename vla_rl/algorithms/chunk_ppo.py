@@ -283,11 +283,6 @@ class ChunkPPO(FromDecisions):
     # ---- learning ---------------------------------------------------------------------------------------
 
     @property
-    def discount(self) -> tuple[float, int]:
-        """Of values: gamma, and the control steps that it is of: a decision's."""
-        return self.config.gamma, self.policy.horizon
-
-    @property
     def can_update(self) -> bool:
         """Whether an iteration's updates may begin, or go on."""
         return self.ready

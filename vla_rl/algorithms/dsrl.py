@@ -238,11 +238,6 @@ class DSRL(FromDecisions):
         self._set_phase()
 
     @property
-    def discount(self) -> tuple[float, int]:
-        """Of values: gamma, and the control steps that it is of: a decision's."""
-        return self.config.gamma, self.policy.horizon
-
-    @property
     def can_update(self) -> bool:
         """Whether there is anything to draw a batch from."""
         return len(self.ring) > 0

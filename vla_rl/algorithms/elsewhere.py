@@ -18,10 +18,17 @@ class FromDecisions:
     that to ``take_over``. Both may be one object, which then has no use for any of this.
     """
 
+    config: Any
+    policy: Any
     decisions: Decisions
     steps: int
     _unsent = 0
     """Environment steps since the last ``hand_over``."""
+
+    @property
+    def discount(self) -> tuple[float, int]:
+        """Of values: gamma, and the control steps that it is of: a decision's."""
+        return self.config.gamma, self.policy.horizon
 
     def assemble(self, frames: TensorDict, rows: Tensor) -> None:
         """Take frames of the decisions that ``policy`` made, to hand over."""

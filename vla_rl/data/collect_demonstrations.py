@@ -35,9 +35,10 @@ def demonstrations_of(config: Any, env: VlaVectorEnv, algorithm: Any) -> int:
         from vla_rl.data.demonstrations import demonstration_frames
 
         path = resolve_path(config.path)
-        count = min(int(config.episodes), dataset_info(path)["total_episodes"])
+        info = dataset_info(path)
+        count = min(int(config.episodes), info["total_episodes"])
         key = env.shaping_key
-        if key and key not in dataset_info(path)["features"]:
+        if key and key not in info["features"]:
             raise UserError(
                 f"demonstrations.path={path} has no {key}, by whose pictures reward.shaping pays for progress: record them "
                 "with env.cameras=[...] (vla-rl record), or set reward.shaping=none"

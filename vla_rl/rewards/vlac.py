@@ -338,14 +338,13 @@ class JudgedEnv(VlaVectorEnv):
 
         A potential is paid at the end of them, where the learner has discounted it already: that is made up for.
         """
-        config, late = self.config, torch.ones(passed.shape)
-        gamma = torch.full(passed.shape, config.gamma or 0.0)
-        if config.gamma is None:
-            units = passed / self.learners[1]
-            gamma = self.learners[0] ** units
-            if config.shaping == "potential":
-                late = self.learners[0] ** -(units - 1).clamp(min=0)
-        return config.weight * late * shaped(config.shaping, before, after, best, over, gamma, config.limit)
+        config, (discount, span) = self.config, self.learners
+        units = passed / span
+        gamma = discount**units if config.gamma is None else config.gamma
+        paid = config.weight * shaped(config.shaping, before, after, best, over, gamma, config.limit)
+        if config.shaping == "potential" and config.gamma is None:
+            paid = paid * discount ** -(units - 1).clamp(min=0)
+        return paid
 
     def _rewound(self, steps: Tensor) -> None:
         """A person took steps back: the value is unknown until the next judgement, which the beginning decides."""
