@@ -17,7 +17,7 @@ demo: setup  ## the main job: shipped VLA, residual RL, report (ARGS="name=x see
 	@.venv/bin/vla-rl demo $(ARGS)
 
 test: setup  ## the test suite (ARGS="-k replay"); what runs in real time (tests/real) after the rest
-	@$(TEST) -m "not learning and not realtime" -n auto --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	@$(TEST) -m "not learning and not realtime" -n auto --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? -eq 5 ]
 	@$(TEST) -m "not learning and realtime" $(ARGS) || [ $$? -eq 5 ]
 
 learning: setup  ## the long learning tests

@@ -124,11 +124,18 @@ class ArmModel:
 
     def motion(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] (m) and velocity [3] (m/s) of the TCP, both in the base frame."""
-        pin.forwardKinematics(self.model, self.data, joints[self.order], velocity[self.order])
-        pose = pin.updateFramePlacement(self.model, self.data, self.tool)
+        where, speed = self.motions(joints[None], velocity[None])
+        return where[0], speed[0]
+
+    def motions(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``motion`` of each of k states [k, n]: positions and velocities [k, 3]."""
+        where, speed = np.empty((len(joints), 3)), np.empty((len(joints), 3))
         world = pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
-        linear = pin.getFrameVelocity(self.model, self.data, self.tool, world).linear
-        return pose.translation.copy(), linear.copy()
+        for k, (q, v) in enumerate(zip(joints[:, self.order], velocity[:, self.order], strict=True)):
+            pin.forwardKinematics(self.model, self.data, q, v)
+            where[k] = pin.updateFramePlacement(self.model, self.data, self.tool).translation
+            speed[k] = pin.getFrameVelocity(self.model, self.data, self.tool, world).linear
+        return where, speed
 
     def clearance(self, joints: np.ndarray) -> tuple[float, tuple[str, str]]:
         """Smallest distance (m) between links that may not touch, and which two; infinite without shapes."""
@@ -136,8 +143,8 @@ class ArmModel:
             return float("inf"), ("", "")
         pin.computeDistances(self.model, self.data, self.geometry, self.geometry_data, joints[self.order])
         distances = [result.min_distance for result in self.geometry_data.distanceResults]
-        nearest_pair = int(np.argmin(distances))
-        return float(distances[nearest_pair]), self.pairs[nearest_pair]
+        nearest_pair = min(range(len(distances)), key=distances.__getitem__)
+        return distances[nearest_pair], self.pairs[nearest_pair]
 
 
 def _capsule(capsule: Capsule, frame: pin.Frame, index: int) -> pin.GeometryObject:

@@ -84,6 +84,13 @@ class Brake:
             velocity, acceleration = np.zeros(len(position)), np.zeros(len(position))
         return np.array(position), np.array(velocity), np.array(acceleration)
 
+    def way(self, dt: float) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and velocities [k, n] every ``dt`` seconds from now until standstill, both ends included."""
+        times = self.offset + dt * np.arange(int(np.ceil(self.seconds / dt)) + 1)
+        states = np.array([self.trajectory.at_time(time)[:2] for time in times])
+        states[times >= self.trajectory.duration, 1] = 0.0
+        return states[:, 0], states[:, 1]
+
     def later(self, time: float) -> Brake:
         """The rest of it from ``time`` on."""
         return Brake(self.trajectory, self.offset + time)
@@ -303,23 +310,31 @@ class SafetyFilter:
         return trajectory
 
     def _fault(self, brake: Brake) -> str:
-        """What is wrong on the way to standstill, looked at tick by tick; an empty string when nothing is."""
+        """What is first wrong on the way to standstill, looked at tick by tick; an empty string when nothing is."""
         tool = self.contract.tool
-        count = int(np.ceil(brake.seconds / self.dt))
+        position, velocity = brake.way(self.dt)
+        half = np.full((len(position), 1), self.dt / 2)  # how long until this or another tick is nearest
+        half[-1] = 0.0
+        where, motion = self.model.motions(position, velocity)
+        fast = (np.abs(velocity) > self.velocity_limit + EPS).any(1)
+        outside = _outside(position, velocity * half, self.lower, self.upper)
+        tool_fast = np.linalg.norm(motion, axis=1) > tool.max_speed
+        left = _outside(where, motion * half, self.low, self.high).any(1)
+        wrong = fast | outside.any(1) | tool_fast | left
+        first = int(wrong.argmax()) if wrong.any() else len(wrong)
+        touching = self._touching(position[:first])
+        if touching or first == len(wrong):
+            return touching
+        if fast[first]:
+            return "a joint would be too fast"
+        if outside[first].any():
+            return f"{self.contract.joints[int(outside[first].argmax())]} would leave its limits"
+        return "the tool would be too fast" if tool_fast[first] else "the tool would leave its workspace"
+
+    def _touching(self, positions: np.ndarray) -> str:
+        """Which links would come too near each other along ``positions`` [k, n]; an empty string when none."""
         checked, spare = None, 0.0
-        for k in range(count + 1):
-            position, velocity, _ = brake.at(k * self.dt)
-            half = self.dt / 2 if k < count else 0.0  # how long until this or another tick is nearest
-            if (np.abs(velocity) > self.velocity_limit + EPS).any():
-                return "a joint would be too fast"
-            outside = _outside(position, velocity * half, self.lower, self.upper)
-            if outside.any():
-                return f"{self.contract.joints[int(outside.argmax())]} would leave its limits"
-            where, motion = self.model.motion(position, velocity)
-            if np.linalg.norm(motion) > tool.max_speed:
-                return "the tool would be too fast"
-            if _outside(where, motion * half, self.low, self.high).any():
-                return "the tool would leave its workspace"
+        for position in positions:
             # No distance shrinks faster than the joints' levers allow: look again only when it could matter.
             if checked is None or self.model.levers @ np.abs(position - checked) > spare:
                 distance, pair = self.model.clearance(position)

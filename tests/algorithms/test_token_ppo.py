@@ -33,7 +33,7 @@ def tokens():
     return ToyTokens()
 
 
-@pytest.mark.parametrize("drawn_steps", [0, 1])
+@pytest.mark.parametrize("drawn_steps", [pytest.param(0, marks=pytest.mark.learning), 1])
 def test_learns(tokens, drawn_steps):
     torch.manual_seed(0)
     algorithm = token_ppo(
