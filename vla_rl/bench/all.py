@@ -38,7 +38,7 @@ def write_all(config: Any) -> None:
         file = out / f"{part}.json"
         if file.is_file():
             found |= {row["name"]: row for row in json.loads(file.read_text())["rows"]}
-    rows = [found[name] | {"least": float(config.rows[name].least)} for name in config.rows if name in found]
+    rows = [found[name] | {"least": config.rows[name].get("least")} for name in config.rows if name in found]
     write_json(out / "results.json", {"rows": rows})
     write_text(out / "README.md", page(rows, config))
     if rows:
@@ -61,10 +61,11 @@ def page(rows: list[dict[str, Any]], config: Any) -> str:
     for row in rows:
         asked = config.rows[row["name"]]
         low, high = row["ratio95"]
-        met = "yes" if row["ratio"] >= row["least"] else "**no**"
+        least = row["least"]
+        goal = "-" if least is None else f"{least:g}: {'yes' if row['ratio'] >= least else '**no**'}"
         lines.append(
             f"| `{row['name']}` | {asked.what} | {asked.against} | {row['ours']:.4g} {row['unit']} | {row['peer']:.4g} | "
-            f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}) | {row['least']:g}: {met} |"
+            f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}) | {goal} |"
         )
     missing = [name for name in config.rows if name not in {row["name"] for row in rows}]
     if missing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ def run(overrides: list[str]) -> int:
         for number in range(int(config.rounds)):
             for side in ("ours", "peer"):
                 folder = Path(config.work) / f"{name}-{side}-{number}"
-                rates[side].append(
-                    _rate(config, [*asked.shared, *asked[side]], folder, asked[f"{side}_cores"])
-                )
+                arguments, cores = [*asked.shared, *asked[side]], asked[f"{side}_cores"]
+                rate = _beside if asked.get(f"{side}_apart") else _rate
+                rates[side].append(rate(config, arguments, folder, cores))
                 print(f"{name} {side}: {rates[side][-1]:.1f} steps/s per core", flush=True)
         rows.append(ratio_row(name, asked.unit, rates["ours"], rates["peer"]))
         print(line(rows[-1]), flush=True)
@@ -40,16 +41,33 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def _rate(config: Any, arguments: Sequence[str], folder: Path, cores: int | None) -> float:
+def _beside(config: Any, arguments: Sequence[str], folder: Path, cores: int) -> float:
+    """Mean steps per second of ``cores`` trainings at once that know nothing of each other, a core each."""
+
+    def one(core: int) -> float:
+        return _rate(config, arguments, folder.with_name(f"{folder.name}-{core}"), 1, core)
+
+    with ThreadPoolExecutor(cores) as pool:
+        return sum(pool.map(one, range(cores))) / cores
+
+
+def _rate(config: Any, arguments: Sequence[str], folder: Path, cores: int | None, first: int = 0) -> float:
     """Steps per second of one training, divided by ``cores`` (None: not kept to any, not divided).
+
+    Args:
+        config: ``configs/bench_ray.yaml``.
+        arguments: of ``vla-rl train``.
+        folder: of the run; what was in it is gone.
+        cores: number of cores that it is kept to.
+        first: the first of them.
 
     Raises:
         UserError: it was over before it could be measured.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    every = sorted(os.sched_getaffinity(0))
+    every = sorted(os.sched_getaffinity(0))  # of this thread, as is what is set
     if cores:
-        os.sched_setaffinity(0, every[:cores])
+        os.sched_setaffinity(0, every[first : first + cores])
     try:
         settings = [*config.shared, f"run.root={folder.parent}", f"run.name={folder.name}", *arguments]
         call(["train", *settings], folder.parent / f"{folder.name}.log")
