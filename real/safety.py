@@ -316,7 +316,7 @@ class SafetyFilter:
         half = np.full((len(position), 1), self.dt / 2)  # how long until this or another tick is nearest
         half[-1] = 0.0
         where, motion = self.model.motions(position, velocity)
-        fast: np.ndarray = (np.abs(velocity) > self.velocity_limit + EPS).any(1)
+        fast = np.any(np.abs(velocity) > self.velocity_limit + EPS, axis=1)
         outside = _outside(position, velocity * half, self.lower, self.upper)
         tool_fast = np.linalg.norm(motion, axis=1) > tool.max_speed
         left = _outside(where, motion * half, self.low, self.high).any(1)
