@@ -119,6 +119,10 @@ class VlaVectorEnv(gym.vector.VectorEnv):
         """Numbers of its own for a run's log; most have none."""
         return {}
 
+    def exhibits(self) -> dict[str, Tensor]:
+        """Name -> uint8 [3, H, W] that a person should see beside a run's report; most have none."""
+        return {}
+
     def discounted_by(self, gamma: float, steps: int) -> None:
         """The learner discounts by ``gamma`` every ``steps`` control steps; a shaped reward has to know."""
 

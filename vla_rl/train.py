@@ -377,6 +377,7 @@ class Trainer:
         saved = self.run.save_checkpoint(self.progress.steps, write, keep, self._trusted)
         if trusted:
             self._trusted = saved
+        self.run.exhibit(self.env.exhibits())
         return saved
 
     def _go_back(self, now: Path) -> None:

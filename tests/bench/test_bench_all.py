@@ -16,7 +16,11 @@ def test_what_has_been_measured_is_kept_and_said(tmp_path):
     assert every.run([f"out={tmp_path}", f"work={tmp_path}", "only=[replay]"]) == 0
     page = (tmp_path / "README.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| `")]
-    assert [line.split("`")[1] for line in lines] == ["replay_vs_lerobot", "replay_vs_torchrl", "apart_per_core"]
+    assert [line.split("`")[1] for line in lines] == [
+        "replay_vs_lerobot",
+        "replay_vs_torchrl",
+        "apart_per_core",
+    ]
     assert "3: **no**" in lines[0] and "1.5: yes" in lines[1] and lines[2].endswith("| - |")
     assert "`td3_vs_sb3`" in page.split("Not measured here")[1]
     assert json.loads((tmp_path / "results.json").read_text())["rows"][1]["least"] == 1.5

@@ -75,6 +75,8 @@ def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, ba
     assert main(["train", *run, *reward, "run.steps=2000", "run.keep_checkpoints=1"]) == 0
     said = capsys.readouterr().out
     assert "successes that the critic believed in were none: the policy exploits it" in said
+    assert (tmp_path / "a" / "pictures" / "taken-for-done-and-not.png").is_file()
+    assert "Taken for done and not" in (tmp_path / "a" / "report.html").read_text()
     before = int(said.split("going back to the policy of step ")[1].split(",")[0])
     kept = sorted((tmp_path / "a" / "checkpoints").iterdir())
     assert [int(folder.name) for folder in kept][0] == before < int(kept[-1].name) < 2000 and len(kept) == 2

@@ -198,6 +198,20 @@ def test_an_exploited_critic_stops_training():
     assert good.halt is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_taken_for_done_can_be_seen(late):
+    env = judged(wrong=True, late=late, shaping="none")
+    assert env.exhibits() == {}
+    _, episodes = run(env, 200, Left())
+    sheet = env.exhibits()["taken for done and not"]
+    size, keep = env.env_spec.cameras[env.key][0], 8
+    assert sheet.shape == (3, 2 * size, keep * size) and sum(not e.success for e in episodes) >= keep
+    for began, taken in (part.chunk(2, dim=1) for part in sheet.chunk(keep, dim=2)):
+        places = [env.critic.look(picture[None])[0, 0, 0] for picture in (began, taken)]
+        assert places[1] <= -0.8 and places[1] <= places[0], "the left edge is what this critic believes in"
+    env.close()
+
+
 def test_rows_do_not_know_each_other():
     alone, together = judged(rows=1), judged(rows=3)
     one, _ = run(alone, 20)

@@ -61,7 +61,8 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
         data: the keys of report.json (``base`` and ``final`` as ``vla_rl.stats.summary`` gives; either may be
             None), and for the page ``title``, ``curve`` (rows of metrics.jsonl with ``success``), ``evaluations``
             (``step``, ``seconds`` and a summary), ``metrics`` (all rows), ``config`` (YAML), ``videos`` (name ->
-            mp4), ``machine``. All but ``title`` may be missing.
+            mp4), ``believed`` (name -> png of what a critic took for done),
+            ``machine``. All but ``title`` may be missing.
     """
     run = Path(run)
     text = render(data)  # before anything is written: an error leaves both files of an earlier report
@@ -75,7 +76,7 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
 
 def render(data: dict[str, Any]) -> str:
     """The HTML page; see ``write_report``."""
-    data = {key: value if key == "videos" else plain(value) for key, value in data.items()}
+    data = {key: value if key in ("videos", "believed") else plain(value) for key, value in data.items()}
     for key in ("base", "final"):
         # A summary that evaluated nothing says nothing.
         data[key] = data.get(key) if (data.get(key) or {}).get("episodes") else None
@@ -83,6 +84,7 @@ def render(data: dict[str, Any]) -> str:
         _success(data),
         _videos(data.get("videos") or {}),
         _learning(data),
+        _believed(data.get("believed") or {}),
         _cost(data),
         _config(data.get("config")),
         _pairs("Machine", data.get("machine") or machine()),
@@ -183,6 +185,21 @@ def _videos(videos: dict[str, Path]) -> str:
             f'<source type="video/mp4" src="data:video/mp4;base64,{content}"></video></figure>'
         )
     return _section("What it does", f'<div class="two">{"".join(parts)}</div>') if parts else ""
+
+
+def _believed(pictures: dict[str, Path]) -> str:
+    parts = []
+    for name, path in pictures.items():
+        content = base64.b64encode(Path(path).read_bytes()).decode()
+        parts.append(
+            f"<figure><figcaption>{escape(name.capitalize())}</figcaption>"
+            f'<img alt="{escape(name)}" src="data:image/png;base64,{content}"></figure>'
+        )
+    note = (
+        '<p class="soft">The newest episodes that the critic believed in: how each began, and the picture that was taken for '
+        "done. If the thing is hidden where it is not done, choose another camera.</p>"
+    )
+    return _section("What the critic took for done", note + "".join(parts)) if parts else ""
 
 
 def _marks(data: dict[str, Any], scale: str) -> list[Mark]:

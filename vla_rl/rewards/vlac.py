@@ -22,10 +22,11 @@ from vla_rl.critic.value import ValueFilter
 from vla_rl.environment import Observation, VlaVectorEnv, row_mask
 from vla_rl.errors import UserError
 from vla_rl.keys import TASK, image_key
+from vla_rl.rewards.evidence import Evidence
 from vla_rl.rewards.guards import SHAPINGS, Agreement, Audit, shaped
 
-Judgement = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Looked at [k, tokens, D], pair and its deviation [k], whole and its deviation [k], chance of done [k]."""
+Judgement = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Looked at [k, tokens, D], pictures uint8 [k, 3, H, W], pair and its deviation [k], whole and its deviation [k], chance of done [k]."""
 
 
 @dataclass
@@ -118,7 +119,7 @@ class JudgedEnv(VlaVectorEnv):
         count = env.num_envs
         self.thresholds = {task: self._threshold(task) for task in spec.tasks}
         self.track, self.agreement = ValueFilter(count), Agreement(count, config.agree)
-        self.audit = Audit(config.window, config.false_limit)
+        self.audit, self.shown = Audit(config.window, config.false_limit), Evidence()
         self.steps = torch.zeros(count, dtype=torch.long)
         self.judged_at = torch.zeros(count, dtype=torch.long)
         self.learners = (1.0, 1)
@@ -221,8 +222,10 @@ class JudgedEnv(VlaVectorEnv):
         self.agreement.begin(mask)
         if self.judging:
             rows = mask.nonzero().flatten()
+            pictures = self.env.look(rows)[self.key]
+            self.shown.begin(rows, pictures)
             with torch.no_grad():
-                seen = self.critic.look(self.env.look(rows)[self.key]).cpu()
+                seen = self.critic.look(pictures).cpu()
             if self.first is None or self.last is None:
                 self.first = torch.zeros(self.num_envs, *seen.shape[1:], dtype=seen.dtype)
                 self.last = torch.zeros_like(self.first)
@@ -257,12 +260,18 @@ class JudgedEnv(VlaVectorEnv):
             # Values begin at 0 and never fall below it: the best is their range.
             value, spread = float(self.track.value[row]), float(self.best[row])
             self.audit.ended(bool(believed[row]), bool(success[row]), value, spread)
+            if believed[row]:
+                self.shown.ended(row, bool(success[row]))
         self.halt = self.audit.verdict()
         return observation, reward, over, truncated, info | {"believed": believed}
 
     def metrics(self) -> dict[str, float]:
         """Of the audit."""
         return self.env.metrics() | self.audit.metrics()
+
+    def exhibits(self) -> dict[str, Tensor]:
+        """What the critic took for done of late, rightly and wrongly."""
+        return self.env.exhibits() | self.shown.sheets()
 
     # ---- judging ----------------------------------------------------------------------------------------
 
@@ -314,14 +323,15 @@ class JudgedEnv(VlaVectorEnv):
             answers = (pair, pair_std, whole, whole_std, critic.done(there, names, reference))
             for column, answer in zip(out, answers, strict=True):
                 column[mine] = answer
-        return seen, out[0], out[1], out[2], out[3], out[4]
+        return seen, pictures, out[0], out[1], out[2], out[3], out[4]
 
     def _apply(self, found: Judgement, rows: Tensor, reward: Tensor, believed: Tensor) -> None:
         """Write the rewards and ends of ``rows`` [k]."""
         assert self.last is not None
         if not len(rows):
             return
-        seen, pair, pair_std, whole, whole_std, chances = found
+        seen, pictures, pair, pair_std, whole, whole_std, chances = found
+        self.shown.look(rows, pictures)
         config, before = self.config, self.track.value[rows]
         after = self.track.update(rows, (pair, pair_std), (whole, whole_std))
         wanted = torch.tensor([self.thresholds[task] for task in self._asked(rows)])

@@ -9,14 +9,29 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_rl.errors import UserError
 from vla_rl.runtime import checkpoints as store
 from vla_rl.runtime.checkpoints import check_free_disk, verify_checkpoint
-from vla_rl.runtime.metrics import Sink, TensorBoard, Wandb, append_row, plain, read_metrics, truncate_rows
+from vla_rl.runtime.metrics import (
+    Sink,
+    TensorBoard,
+    Wandb,
+    append_row,
+    plain,
+    read_metrics,
+    truncate_rows,
+    write_bytes,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["RunFolder", "check_free_disk", "read_metrics", "verify_checkpoint"]
+
+PICTURES = "pictures"
+"""Folder of what a person should see, in a run's."""
 
 NEED_MB = 512
 """MiB that must be free before a run begins."""
@@ -144,6 +159,15 @@ class RunFolder:
         append_row(self.metrics, {"step": step} | row)
         for sink in self.sinks:
             sink.log(step, row)
+
+    def exhibit(self, pictures: dict[str, Tensor]) -> None:
+        """Write ``pictures`` uint8 [3, H, W] to ``pictures/NAME.png``, each in place of what has had its name."""
+        from torchvision.io import encode_png
+
+        for name, picture in pictures.items():
+            path = self.path / PICTURES / f"{name.replace(' ', '-')}.png"
+            path.parent.mkdir(exist_ok=True)
+            write_bytes(path, encode_png(picture).numpy().tobytes())
 
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after ``step`` (they belong to what a crash undid)."""
