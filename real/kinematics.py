@@ -123,12 +123,7 @@ class ArmModel:
         return pin.computeFrameJacobian(self.model, self.data, q, self.tool, world)[:, self.inverse]
 
     def motion(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Position [3] (m) and velocity [3] (m/s) of the TCP, both in the base frame."""
-        where, speed = self.motions(joints[None], velocity[None])
-        return where[0], speed[0]
-
-    def motions(self, joints: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``motion`` of each of k states [k, n]: positions and velocities [k, 3]."""
+        """Positions [k, 3] (m) and velocities [k, 3] (m/s) of the TCP in k states [k, n], both in the base frame."""
         where, speed = np.empty((len(joints), 3)), np.empty((len(joints), 3))
         world = pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         for k, (q, v) in enumerate(zip(joints[:, self.order], velocity[:, self.order], strict=True)):

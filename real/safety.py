@@ -315,7 +315,7 @@ class SafetyFilter:
         position, velocity = brake.way(self.dt)
         half = np.full((len(position), 1), self.dt / 2)  # how long until this or another tick is nearest
         half[-1] = 0.0
-        where, motion = self.model.motions(position, velocity)
+        where, motion = self.model.motion(position, velocity)
         fast = np.any(np.abs(velocity) > self.velocity_limit + EPS, axis=1)
         outside = _outside(position, velocity * half, self.lower, self.upper)
         tool_fast = np.linalg.norm(motion, axis=1) > tool.max_speed

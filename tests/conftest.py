@@ -46,6 +46,5 @@ def pytest_collection_modifyitems(items):
         elif item.path.name in SEVERAL:
             item.add_marker(pytest.mark.flaky(reruns=1))
     # The longest files first, so that no worker begins one when the others are done.
-    marks = {item: item.get_closest_marker("timeout") for item in items}
-    longest = {item.path for item, mark in marks.items() if mark and mark.args[0] > 300}
+    longest = {i.path for i in items if (mark := i.get_closest_marker("timeout")) and mark.args[0] > 300}
     items.sort(key=lambda item: item.path not in longest)

@@ -33,8 +33,8 @@ def violations(contract: RobotContract, folder: Path) -> dict[str, int]:
     joints, speeds = moved[:, 1 + n : 1 + 2 * n], moved[:, 1 + 2 * n : 1 + 3 * n]
     model = ArmModel(contract)
     low, high = np.array(tool.low), np.array(tool.high)
-    where = [model.motion(x, y) for x, y in zip(q, v, strict=True)]
-    places, tips = np.array([p for p, _ in where]), np.array([np.linalg.norm(s) for _, s in where])
+    places, motion = model.motion(q, v)
+    tips = np.linalg.norm(motion, axis=1)
 
     def count(bad: np.ndarray) -> int:
         return int(bad.reshape(len(bad), -1).any(1).sum()) if len(bad) else 0

@@ -118,5 +118,5 @@ def test_jacobian_is_the_poses_derivative():
     np.testing.assert_allclose(model.jacobian(joints)[:3], np.stack(moved, axis=1), atol=1e-6)
     velocity = np.arange(7) / 7
     np.testing.assert_allclose(
-        model.motion(joints, velocity)[1], model.jacobian(joints)[:3] @ velocity, atol=1e-9
+        model.motion(joints[None], velocity[None])[1][0], model.jacobian(joints)[:3] @ velocity, atol=1e-9
     )

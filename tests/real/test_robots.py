@@ -61,7 +61,7 @@ def test_random_targets_exceed_no_limit(robot):
             safety.aim(safety.position + rng.uniform(-size, size, len(contract.joints)), now)
         setpoint = safety.tick(now, safety.position, 0.0)
         ran += setpoint.mode is Mode.RUN
-        where, speed = model.motion(setpoint.position, setpoint.velocity)
+        (where,), (speed,) = model.motion(setpoint.position[None], setpoint.velocity[None])
         assert (setpoint.position >= np.array(limits.lower) - 1e-6).all()
         assert (setpoint.position <= np.array(limits.upper) + 1e-6).all()
         assert (np.abs(setpoint.velocity) <= np.array(limits.velocity) + 1e-6).all()

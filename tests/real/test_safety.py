@@ -68,7 +68,7 @@ class Arm:
         np.testing.assert_allclose(
             np.diff(position, axis=0), DT * (velocity[1:] + velocity[:-1]) / 2, atol=max(LIMITS.jerk) * DT**3
         )
-        tool, speed = MODEL.motions(position, velocity)
+        tool, speed = MODEL.motion(position, velocity)
         assert (np.linalg.norm(speed, axis=1) <= CONTRACT.tool.max_speed + 1e-6).all()
         assert min(MODEL.clearance(q)[0] for q in position) >= CONTRACT.collision.margin - 1e-6
         assert (tool >= np.array(CONTRACT.tool.low) - 1e-6).all()

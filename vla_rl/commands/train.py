@@ -178,7 +178,7 @@ def _measure(trainer: Any, name: str, episodes: int, seed: int, *, base: bool = 
 
 def _report(trainer: Any, results: dict[str, Any], wall: float, peak: float) -> None:
     from vla_rl.report import write_report
-    from vla_rl.runtime.run_folder import PICTURES, read_metrics
+    from vla_rl.runtime.run_folder import read_metrics
     from vla_rl.runtime.versions import versions
 
     folder = trainer.run.path
@@ -201,6 +201,6 @@ def _report(trainer: Any, results: dict[str, Any], wall: float, peak: float) -> 
         "metrics": rows,
         "config": (folder / "config.yaml").read_text(),
         "videos": {k: p for k, p in videos.items() if p.is_file()},
-        "believed": {p.stem.replace("-", " "): p for p in sorted((folder / PICTURES).glob("*.png"))},
+        "believed": trainer.run.exhibited(),
     }
     print(f"report {write_report(folder, data)}")

@@ -61,8 +61,7 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
         data: the keys of report.json (``base`` and ``final`` as ``vla_rl.stats.summary`` gives; either may be
             None), and for the page ``title``, ``curve`` (rows of metrics.jsonl with ``success``), ``evaluations``
             (``step``, ``seconds`` and a summary), ``metrics`` (all rows), ``config`` (YAML), ``videos`` (name ->
-            mp4), ``believed`` (name -> png of what a critic took for done),
-            ``machine``. All but ``title`` may be missing.
+            mp4), ``believed`` (name -> png of what a critic took for done), ``machine``. All but ``title`` may be missing.
     """
     run = Path(run)
     text = render(data)  # before anything is written: an error leaves both files of an earlier report

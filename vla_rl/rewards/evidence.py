@@ -30,8 +30,7 @@ class Evidence:
 
     def ended(self, row: int, true: bool) -> None:
         """The episode of ``row`` is over because the critic took the last picture for done; ``true``: it was."""
-        if row in self.begun and row in self.judged:
-            self.kept[true].append(torch.cat([self.begun[row], self.judged[row]], dim=1))
+        self.kept[true].append(torch.cat([self.begun[row], self.judged[row]], dim=1))
 
     def sheets(self) -> dict[str, Tensor]:
         """Name -> uint8 [3, 2 H, n W]: n episodes beside each other, the beginning above; no sheet where there is none."""

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "check_free_disk", "read_metrics", "verify_checkpoint"]
 
-PICTURES = "pictures"
-"""Folder of what a person should see, in a run's."""
-
 NEED_MB = 512
 """MiB that must be free before a run begins."""
 
@@ -162,12 +159,16 @@ class RunFolder:
 
     def exhibit(self, pictures: dict[str, Tensor]) -> None:
         """Write ``pictures`` uint8 [3, H, W] to ``pictures/NAME.png``, each in place of what has had its name."""
-        from torchvision.io import encode_png
-
         for name, picture in pictures.items():
-            path = self.path / PICTURES / f"{name.replace(' ', '-')}.png"
+            from torchvision.io import encode_png  # runs without pictures need not wait for it
+
+            path = self.path / "pictures" / f"{name.replace(' ', '-')}.png"
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, encode_png(picture).numpy().tobytes())
+
+    def exhibited(self) -> dict[str, Path]:
+        """Name -> file of what ``exhibit`` has written."""
+        return {p.stem.replace("-", " "): p for p in sorted((self.path / "pictures").glob("*.png"))}
 
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after ``step`` (they belong to what a crash undid)."""
