@@ -53,7 +53,7 @@ def test_the_arm_follows_and_no_limit_is_exceeded(arm):
         arm.step(np.append(rng.uniform(-1, 1, 3) + [0, 0, 0.3], -1))
         assert np.abs(arm.world.joints - arm.commands[0][0]).max() < 0.015
         assert (np.abs(arm.world.joint_velocity) <= 1.02 * np.array(limits.velocity)).all()
-        _, speed = arm.model.motion(arm.world.joints, arm.world.joint_velocity)
+        _, speed = arm.model.motion(arm.world.joints[None], arm.world.joint_velocity[None])
         assert np.linalg.norm(speed) <= 1.02 * CONTRACT.tool.max_speed
     assert not arm.safety.latched
 
