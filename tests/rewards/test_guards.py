@@ -95,6 +95,14 @@ def test_a_good_critic_goes_on():
     assert audit.verdict() is None and audit.metrics()["false_done"] == 0.0
 
 
+def test_what_a_critic_misses_is_counted():
+    audit = Audit()
+    for i in range(8):
+        audit.ended(i % 4 == 0, i % 2 == 0, 0.5, 0.5)
+    assert audit.metrics()["missed"] == 0.5 and audit.metrics()["false_done"] == 0.0
+    assert Audit().metrics() == {}
+
+
 def test_a_critic_that_says_the_same_to_everything_is_told():
     audit = Audit(least=5)
     for _ in range(6):

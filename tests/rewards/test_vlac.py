@@ -212,6 +212,20 @@ def test_what_was_taken_for_done_can_be_seen(late):
     env.close()
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_missed_can_be_seen(late):
+    env = judged(late=late, shaping="none", threshold=2.0)
+    _, episodes = run(env, 200)
+    sheet = env.exhibits()["done and not taken for it"]
+    keep = min(8, sum(e.success for e in episodes))
+    assert keep > 4 and sheet.shape[2] == keep * env.env_spec.cameras[env.key][0]
+    for began, missed in (part.chunk(2, dim=1) for part in sheet.chunk(keep, dim=2)):
+        far = [float(env.critic._far(env.critic.look(picture[None]))) for picture in (began, missed)]
+        assert far[1] < far[0], "the picture is one from when the goal had been reached"
+    assert env.metrics()["missed"] == 1.0
+    env.close()
+
+
 def test_rows_do_not_know_each_other():
     alone, together = judged(rows=1), judged(rows=3)
     one, _ = run(alone, 20)

@@ -84,16 +84,18 @@ class Audit:
         self.episodes.append((believed, true, value, spread))
 
     def metrics(self) -> dict[str, float]:
-        """Of the window: shares of believed, true and falsely believed success, and the mean value at the end."""
+        """Of the window: shares of believed and true success, of the believed that were none, of the true that were missed; mean value at the end."""
         if not self.episodes:
             return {}
         believed, true, value, _ = zip(*self.episodes, strict=True)
-        count, called = len(self.episodes), sum(believed)
+        count, called, succeeded = len(self.episodes), sum(believed), sum(true)
+        missed = sum(t and not b for b, t in zip(believed, true, strict=True))
         false = sum(b and not t for b, t in zip(believed, true, strict=True))
         return {
             "believed": called / count,
-            "true": sum(true) / count,
+            "true": succeeded / count,
             "false_done": false / called if called else 0.0,
+            "missed": missed / succeeded if succeeded else 0.0,
             "value": sum(value) / count,
         }
 

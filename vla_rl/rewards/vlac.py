@@ -25,8 +25,8 @@ from vla_rl.keys import TASK, image_key
 from vla_rl.rewards.evidence import Evidence
 from vla_rl.rewards.guards import SHAPINGS, Agreement, Audit, shaped
 
-Judgement = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Looked at [k, tokens, D], pictures uint8 [k, 3, H, W], pair and its deviation [k], whole and its deviation [k], chance of done [k]."""
+Judgement = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Looked at [k, tokens, D], pictures uint8 [k, 3, H, W], whether the task had been done by then [k], pair and its deviation [k], whole and its deviation [k], chance of done [k]."""
 
 
 @dataclass
@@ -252,16 +252,15 @@ class JudgedEnv(VlaVectorEnv):
         lost = info.get("worker_restarted", torch.zeros(self.num_envs, dtype=torch.bool))
         if (rewound := info.get("rewound")) is not None and rewound.any():
             self._rewound(rewound)
-        reward, believed = self._judge(truncated | terminated, lost)
+        success = torch.as_tensor(info["success"])
+        reward, believed = self._judge(truncated | terminated, lost, success)
         over = terminated | believed
         truncated = truncated & ~over
-        success = torch.as_tensor(info["success"])
         for row in ((over | truncated) & ~lost).nonzero().flatten().tolist():
             # Values begin at 0 and never fall below it: the best is their range.
             value, spread = float(self.track.value[row]), float(self.best[row])
             self.audit.ended(bool(believed[row]), bool(success[row]), value, spread)
-            if believed[row]:
-                self.shown.ended(row, bool(success[row]))
+            self.shown.ended(row, bool(believed[row]), bool(success[row]))
         self.halt = self.audit.verdict()
         return observation, reward, over, truncated, info | {"believed": believed}
 
@@ -270,13 +269,13 @@ class JudgedEnv(VlaVectorEnv):
         return self.env.metrics() | self.audit.metrics()
 
     def exhibits(self) -> dict[str, Tensor]:
-        """What the critic took for done of late, rightly and wrongly."""
+        """What the critic took for done of late, rightly and wrongly, and what it missed."""
         return self.env.exhibits() | self.shown.sheets()
 
     # ---- judging ----------------------------------------------------------------------------------------
 
-    def _judge(self, ending: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward and believed end [B] of this step."""
+    def _judge(self, ending: Tensor, lost: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and believed end [B] of this step; ``success`` [B] is the environment's, for the evidence alone."""
         reward, believed = torch.zeros(self.num_envs), torch.zeros(self.num_envs, dtype=torch.bool)
         due = ((self.steps % self.skip == 0) | ending) & ~lost
         if not due.any():
@@ -284,10 +283,10 @@ class JudgedEnv(VlaVectorEnv):
         rows = due.nonzero().flatten()
         pictures = self.env.look(rows)[self.key]
         if self._pool is None:
-            self._apply(self._ask(rows, pictures, self._asked(rows)), rows, reward, believed)
+            self._apply(self._ask(rows, pictures, success[rows], self._asked(rows)), rows, reward, believed)
             return reward, believed
         self._collect(reward, believed)
-        now = self._pool.submit(self._ask, rows, pictures, self._asked(rows))
+        now = self._pool.submit(self._ask, rows, pictures, success[rows], self._asked(rows))
         self._pending = (now, rows, self.number[rows].clone())
         if ending.any():  # nothing comes after that could still be given
             self._collect(reward, believed)
@@ -305,7 +304,7 @@ class JudgedEnv(VlaVectorEnv):
     def _asked(self, rows: Tensor) -> list[str]:
         return [self.tasks[row] for row in rows.tolist()]
 
-    def _ask(self, rows: Tensor, pictures: Tensor, tasks: list[str]) -> Judgement:
+    def _ask(self, rows: Tensor, pictures: Tensor, true: Tensor, tasks: list[str]) -> Judgement:
         """The critic's answers for ``rows`` [k]; rows with a reference and rows without are asked apart."""
         assert self.first is not None and self.last is not None
         critic = self.critic
@@ -323,15 +322,15 @@ class JudgedEnv(VlaVectorEnv):
             answers = (pair, pair_std, whole, whole_std, critic.done(there, names, reference))
             for column, answer in zip(out, answers, strict=True):
                 column[mine] = answer
-        return seen, pictures, out[0], out[1], out[2], out[3], out[4]
+        return seen, pictures, true, out[0], out[1], out[2], out[3], out[4]
 
     def _apply(self, found: Judgement, rows: Tensor, reward: Tensor, believed: Tensor) -> None:
         """Write the rewards and ends of ``rows`` [k]."""
         assert self.last is not None
         if not len(rows):
             return
-        seen, pictures, pair, pair_std, whole, whole_std, chances = found
-        self.shown.look(rows, pictures)
+        seen, pictures, true, pair, pair_std, whole, whole_std, chances = found
+        self.shown.look(rows, pictures, true)
         config, before = self.config, self.track.value[rows]
         after = self.track.update(rows, (pair, pair_std), (whole, whole_std))
         wanted = torch.tensor([self.thresholds[task] for task in self._asked(rows)])
