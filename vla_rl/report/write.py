@@ -61,7 +61,7 @@ def write_report(run: Path, data: dict[str, Any]) -> Path:
         data: the keys of report.json (``base`` and ``final`` as ``vla_rl.stats.summary`` gives; either may be
             None), and for the page ``title``, ``curve`` (rows of metrics.jsonl with ``success``), ``evaluations``
             (``step``, ``seconds`` and a summary), ``metrics`` (all rows), ``config`` (YAML), ``videos`` (name ->
-            mp4), ``believed`` (name -> png of what a critic took for done), ``machine``. All but ``title`` may be missing.
+            mp4), ``believed`` (name -> png of what a critic took for done, or missed), ``machine``. All but ``title`` may be missing.
     """
     run = Path(run)
     text = render(data)  # before anything is written: an error leaves both files of an earlier report
@@ -196,9 +196,10 @@ def _believed(pictures: dict[str, Path]) -> str:
         )
     note = (
         '<p class="soft">The newest episodes that the critic believed in: how each began, and the picture that was taken for '
-        "done. If the thing is hidden where it is not done, choose another camera.</p>"
+        "done; and those that it missed: the first picture that it judged once the task was done. If the thing is hidden, choose "
+        "another camera.</p>"
     )
-    return _section("What the critic took for done", note + "".join(parts)) if parts else ""
+    return _section("What the critic took for done, and what it missed", note + "".join(parts)) if parts else ""
 
 
 def _marks(data: dict[str, Any], scale: str) -> list[Mark]:
