@@ -171,7 +171,8 @@ class Trainer:
         self.watched = operator is not None
         self._logged = (0, 0)
         self._stops_before = 0
-        self._trusted: Path | None = None
+        self.trusted: Path | None = None
+        """Newest checkpoint from a time when success was to be believed."""
         self.collector = Collector(
             env,
             policy if operator is None else Intervened(policy, operator),
@@ -280,7 +281,7 @@ class Trainer:
                 next_checkpoint = (progress.steps // run.checkpoint_every + 1) * run.checkpoint_every
                 saved = self.checkpoint()
                 if self.env.halt:
-                    self._go_back(saved)
+                    self.go_back(saved)
                 if late:
                     break
                 self.collector.begin()
@@ -354,7 +355,7 @@ class Trainer:
 
     def checkpoint(self, more: dict[str, Any] | None = None) -> Path:
         """Write everything; atomic. ``more`` goes into ``trainer.json``."""
-        trusted = self.env.trusted
+        trusted = self.env.trusted and not self.env.halt
         self.progress.safety_stops = self._stops_before + len(self.env.stops)
 
         def write(folder: Path) -> None:
@@ -367,25 +368,27 @@ class Trainer:
                 "progress": self.progress.__dict__,
                 "episodes_started": self.collector.episodes_started,
                 "rng": rng_state(),
-                "trusted": folder_name(self.progress.steps)
-                if trusted
-                else self._trusted and self._trusted.name,
+                "trusted": self.trusted_name(trusted),
             } | (more or {})
             (folder / "trainer.json").write_text(json.dumps(state))
 
         keep = int(self.config.run.keep_checkpoints)
-        saved = self.run.save_checkpoint(self.progress.steps, write, keep, self._trusted)
+        saved = self.run.save_checkpoint(self.progress.steps, write, keep, self.trusted)
         if trusted:
-            self._trusted = saved
+            self.trusted = saved
         self.run.exhibit(self.env.exhibits())
         return saved
 
-    def _go_back(self, now: Path) -> None:
+    def trusted_name(self, now: bool) -> str | None:
+        """What a checkpoint of this moment names as the one to go back to: itself, if success is to be believed ``now``."""
+        return folder_name(self.progress.steps) if now else self.trusted and self.trusted.name
+
+    def go_back(self, now: Path) -> None:
         """To the newest policy from a time when success was to be believed; the one of ``now`` is kept in ``exploited``.
 
         What it does shows a critic what it takes for success (``vla-rl critic turns``).
         """
-        before = self._trusted
+        before = self.trusted
         if before is None or before == now or isinstance(self.algorithm, RemoteLearner):
             return
         self.algorithm.load(before / "algorithm", replay=False)
@@ -402,7 +405,7 @@ class Trainer:
         state = json.loads((checkpoint / "trainer.json").read_text())
         self.progress = Progress(**state["progress"])
         trusted = checkpoint.parent / (state.get("trusted") or "none")
-        self._trusted = trusted if trusted.is_dir() else None
+        self.trusted = trusted if trusted.is_dir() else None
         self._logged = self.progress.steps, self.progress.interventions
         self._stops_before = self.progress.safety_stops
         self.recent.extend(self.progress.recent)

@@ -62,7 +62,10 @@ def test_a_run_and_its_continuation(critic, base, tmp_path, monkeypatch):
     assert main(["train", f"resume={tmp_path / 'a'}", "run.steps=120"]) == 0
 
 
-def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, base, tmp_path, capsys):
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(
+    critic, base, tmp_path, capsys, launcher
+):
     run = [
         *tiny.DRAWER,
         *RUN,
@@ -70,13 +73,16 @@ def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(critic, ba
         f"run.root={tmp_path}",
         "run.name=a",
         "run.checkpoint_every=40",
+        "run.log_every=20",
     ]
     reward = ["reward=vlac", f"reward.path={critic}", "reward.threshold=0.0"]
-    assert main(["train", *run, *reward, "run.steps=2000", "run.keep_checkpoints=1"]) == 0
+    spread = ["launcher=ray", "num_collectors=2", "launcher.every=5"] if launcher == "ray" else []
+    assert main(["train", *run, *reward, *spread, "run.steps=2000", "run.keep_checkpoints=1"]) == 0
     said = capsys.readouterr().out
     assert "successes that the critic believed in were none: the policy exploits it" in said
     assert (tmp_path / "a" / "pictures" / "taken-for-done-and-not.png").is_file()
     assert "Taken for done and not" in (tmp_path / "a" / "report.html").read_text()
+    assert any("false_done" in row for row in read_metrics(tmp_path / "a" / "metrics.jsonl"))
     before = int(said.split("going back to the policy of step ")[1].split(",")[0])
     kept = sorted((tmp_path / "a" / "checkpoints").iterdir())
     assert [int(folder.name) for folder in kept][0] == before < int(kept[-1].name) < 2000 and len(kept) == 2

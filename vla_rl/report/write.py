@@ -199,7 +199,9 @@ def _believed(pictures: dict[str, Path]) -> str:
         "done; and those that it missed: the first picture that it judged once the task was done. If the thing is hidden, choose "
         "another camera.</p>"
     )
-    return _section("What the critic took for done, and what it missed", note + "".join(parts)) if parts else ""
+    return (
+        _section("What the critic took for done, and what it missed", note + "".join(parts)) if parts else ""
+    )
 
 
 def _marks(data: dict[str, Any], scale: str) -> list[Mark]:

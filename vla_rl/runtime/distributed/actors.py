@@ -175,7 +175,9 @@ class LearnerActor(ShardActor):
         for other in self._ask_others("status"):
             status["episodes"] += other["episodes"]
             status["recent"] += other["recent"]
+            status["safety_stops"] += other["safety_stops"]
             status["collected"] |= other["collected"]
+            status["told"] |= other["told"]
             for name in ("repeated", "recovered"):
                 status["metrics"][name] += other["metrics"][name]
         return status
@@ -186,8 +188,8 @@ class LearnerActor(ShardActor):
         references = [other.save.remote(part) for other, part in zip(self.others, parts, strict=True)]
         said = super().save(folder)
         for other in self._answers(references, SAVING):
-            said["tally"]["episodes"] += other["tally"]["episodes"]
-            said["tally"]["recent"] += other["tally"]["recent"]
+            for name in ("episodes", "recent", "safety_stops"):
+                said["tally"][name] += other["tally"][name]
             said[TABLE] |= other[TABLE]
         said[TABLE] = [said[TABLE][place] for place in sorted(said[TABLE])]
         return said
@@ -344,6 +346,7 @@ class CollectorActor:
     def __init__(self, folder: str) -> None:
         os.chdir(folder)
         os.nice(BEHIND)
+        self.collector: DistributedCollector | None = None
 
     def run(
         self,
@@ -364,10 +367,15 @@ class CollectorActor:
         collector = DistributedCollector(
             index, config, RayLearner(learner, index), fingerprint, base=base, every=every
         )
+        self.collector = collector
         try:
             return collector.run()
         finally:
             collector.close()
+
+    def exhibits(self) -> dict[str, Any]:
+        """Of its environment (answered beside ``run``, and after it)."""
+        return {} if self.collector is None else self.collector.env.exhibits()
 
     def pid(self) -> int:
         """Of its process (answered beside ``run``)."""

@@ -24,6 +24,7 @@ from vla_rl.learner.process import load_weights, weights
 from vla_rl.rollout.collector import Collector, Episode
 from vla_rl.runtime.distributed.history import Followed
 from vla_rl.runtime.distributed.settings import places_of
+from vla_rl.runtime.distributed.told import told_by
 from vla_rl.train import TRAIN_SEEDS
 
 LIFE = 20_000
@@ -123,6 +124,7 @@ class DistributedCollector:
         self.decides = learns_from_decisions(self.algorithm)
         self._batch: list[tuple[TensorDict, Tensor]] = []
         self._episodes: list[bool] = []
+        self._stops = len(self.env.stops)
         self.generation = self.number = 0
         self.answer: dict[str, Any] = {"stop": False, "wait": False}
         self._sender = ThreadPoolExecutor(1, "sender")
@@ -203,7 +205,9 @@ class DistributedCollector:
 
     def _message(self) -> bytes:
         """What was played since the last one: frames, or the decisions that are over."""
+        stops, self._stops = self._stops, len(self.env.stops)
         fields: dict[str, Any] = {"version": self.followed.version, "episodes": self._episodes}
+        fields |= {"told": told_by(self.env), "safety_stops": self._stops - stops}
         if self.decides:
             over, rows, steps = self.algorithm.hand_over()
             tensors = {} if over is None else flatten(over)

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vla_rl.runtime.distributed.actors import (
 from vla_rl.runtime.distributed.batches import BATCHES, LEARNERS, TABLE, check_places
 from vla_rl.runtime.distributed.collector import Unreachable
 from vla_rl.runtime.distributed.settings import Settings, Slot, learners_of, places_of
+from vla_rl.runtime.distributed.told import beside, together
 from vla_rl.runtime.seeding import rng_state
 
 log = logging.getLogger("vla_rl.distributed")
@@ -42,6 +44,9 @@ START = 300.0
 
 GONE = 60.0
 """Seconds that Ray may take to end a learner whose command is gone."""
+
+SHOWING = 5.0
+"""Seconds that a collector may take to show its pictures."""
 
 POLL = 0.5
 """Seconds between two looks at the learner."""
@@ -219,6 +224,14 @@ class Distributed:
                 self._died("collector", str(error))
                 self._collect(index)
 
+    def exhibits(self) -> dict[str, Any]:
+        """Pictures that collectors have to show; of those that do not answer at once, none."""
+        sheets = []
+        for actor in self.collectors:
+            with suppress(Unreachable):
+                sheets.append(asked(self.ray, actor.exhibits.remote(), SHOWING))
+        return beside(sheets)
+
     def close(self) -> None:
         """End all actors, and Ray if it was started here."""
         for actor in [*self.collectors, *self.inference, self.learner]:
@@ -299,6 +312,10 @@ def learn_on_ray(trainer: Any) -> None:
                 next_log = progress.steps + run.log_every
                 trainer.run.log(progress.steps, **_values(parts, status))
             late = minutes is not None and progress.seconds > 60 * minutes
+            if (halt := together(status["told"].values())["halt"]) and not trainer.env.halt:
+                print(f"stopped: {halt}", flush=True)
+                trainer.env.halt = halt
+            late = late or bool(trainer.env.halt)
             if late:
                 parts.ask("stop")
             if progress.steps >= next_checkpoint:
@@ -318,6 +335,8 @@ def learn_on_ray(trainer: Any) -> None:
     finally:
         parts.close()
     trainer.restore(newest)
+    if trainer.env.halt:
+        trainer.go_back(newest)
     print(
         f"{config.num_collectors} collectors, {config.get('num_inference') or 0} inference workers; replaced: "
         + ", ".join(f"{len(times)} {kind}" for kind, times in parts.deaths.items())
@@ -328,6 +347,7 @@ def _follow(trainer: Any, parts: Distributed, status: dict[str, Any]) -> None:
     progress = trainer.progress
     progress.steps, progress.episodes = status["steps"], status["episodes"]
     progress.seconds, progress.recent = status["seconds"], status["recent"]
+    progress.safety_stops = status["safety_stops"]
     trainer.algorithm.updates = status["updates"]
     trainer.metrics = status["metrics"]
     if trainer.on_progress is not None:
@@ -340,12 +360,15 @@ def _values(parts: Distributed, status: dict[str, Any]) -> dict[str, Any]:
         values["success"] = sum(status["recent"]) / len(status["recent"])
     values |= {f"collected_{i}": steps for i, steps in status["collected"].items()}
     values |= {f"lost_{kind}": len(times) for kind, times in parts.deaths.items()}
-    return values | status["metrics"]
+    if status["safety_stops"]:
+        values["safety_stops"] = status["safety_stops"]
+    return values | status["metrics"] | together(status["told"].values())["metrics"]
 
 
 def _checkpoint(trainer: Any, parts: Distributed) -> Path:
     """The learner's state and the counts that go with it, in one rename."""
-    folder = trainer.run
+    folder, trusted = trainer.run, together(parts.ask("status")["told"].values())["trusted"]
+    believed = trainer.trusted_name(trusted)  # before its steps move on: as the folder will be called
 
     def write(path: Path) -> None:
         said = parts.ask("save", str((path / "algorithm").resolve()), seconds=START)
@@ -358,9 +381,13 @@ def _checkpoint(trainer: Any, parts: Distributed) -> Path:
             "rng": rng_state(),
             TABLE: said[TABLE],
             LEARNERS: learners_of(trainer.config),
+            "trusted": believed,
         }
         (path / "trainer.json").write_text(json.dumps(state))
 
-    return folder.save_checkpoint(
-        trainer.progress.steps, write, keep=int(trainer.config.run.keep_checkpoints)
-    )
+    keep = int(trainer.config.run.keep_checkpoints)
+    saved = folder.save_checkpoint(trainer.progress.steps, write, keep, trainer.trusted)
+    if trusted:
+        trainer.trusted = saved
+    folder.exhibit(parts.exhibits())
+    return saved

@@ -26,6 +26,7 @@ from vla_rl.runtime.distributed.batches import LEARNERS, TABLE, Batches, check_p
 from vla_rl.runtime.distributed.history import Published
 from vla_rl.runtime.distributed.ranks import Ranks
 from vla_rl.runtime.distributed.settings import Settings, Slot, Tally
+from vla_rl.runtime.distributed.told import Told
 from vla_rl.runtime.run_folder import RunFolder
 from vla_rl.train import WINDOW
 
@@ -78,6 +79,8 @@ class DistributedLearner:
         places = range(settings.rank, settings.collectors, settings.learners)
         self.slots = {place: Slot() for place in places}
         self.tally = Tally()
+        self.told: dict[int, Told] = {}
+        """Place -> what its environment said last."""
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         self.lag: deque[int] = deque(maxlen=200)
         """Updates done between the weights that a batch was played with and its arrival."""
@@ -148,8 +151,8 @@ class DistributedLearner:
             generation: from ``join``.
             number: of the batch, 0, 1, ... in this generation.
             message: ``vla_rl.learner.messages``: frames, or decisions and the ``steps`` since the last batch, with fields ``size``,
-                ``rows`` (of the collector's own), ``episodes`` (successes of those that ended) and ``version`` (of the weights
-                it was played with).
+                ``rows`` (of the collector's own), ``episodes`` (successes of those that ended), ``version`` (of the weights
+                it was played with), ``told`` (by its environment) and ``safety_stops`` (since the last batch).
 
         Returns:
             ``reached`` by all, ``version`` of the newest weights, ``wait`` whether to hold on, ``stop`` whether all is done.
@@ -208,6 +211,8 @@ class DistributedLearner:
                 "due": self._owed(),
                 "episodes": self.tally.episodes,
                 "recent": list(self.recent),
+                "safety_stops": self.tally.safety_stops,
+                "told": dict(self.told),
                 "seconds": self._seconds(),
                 "collected": {place: slot.steps for place, slot in self.slots.items()},
                 "metrics": self.metrics
@@ -309,6 +314,8 @@ class DistributedLearner:
             setattr(slot, name, getattr(slot, name) + count - before[name])
         self.tally.episodes += len(fields["episodes"])
         self.recent.extend(bool(success) for success in fields["episodes"])
+        self.told[collector] = fields["told"]
+        self.tally.safety_stops += fields["safety_stops"]
         if (then := self._updates_of.get(fields["version"])) is not None:
             self.lag.append(self.learner.updates - then)
 
@@ -404,7 +411,9 @@ class DistributedLearner:
         if self.settings.rank:  # what the first one tells of is told once
             return
         progress = state["progress"]
-        self.tally = Tally(progress["episodes"], progress["recent"], progress["seconds"])
+        self.tally = Tally(
+            **{name: progress[name] for name in Tally.__dataclass_fields__ if name in progress}
+        )
         self.recent.extend(self.tally.recent)
 
     def _replay(self, record: dict[str, np.ndarray]) -> None:

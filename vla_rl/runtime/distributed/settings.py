@@ -131,3 +131,4 @@ class Tally:
     episodes: int = 0
     recent: list[bool] = field(default_factory=list)
     seconds: float = 0.0
+    safety_stops: int = 0
