@@ -104,6 +104,36 @@ def test_two_collectors_fill_one_replay_and_follow_its_weights(tmp_path, monkeyp
     assert status["metrics"]["staleness"] >= 0 and status["episodes"] == len(status["recent"])
 
 
+class Watched(Reach):
+    """An environment with something to say: a robot's stops, and a critic's audit."""
+
+    trusted = False
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.stops = []
+
+    def step(self, actions):
+        self.stops.append("too fast")
+        self.halt = "exploited" if len(self.stops) > 50 else None
+        return super().step(actions)
+
+    def metrics(self):
+        return {"believed": 0.25}
+
+
+def test_what_environments_say_reaches_whoever_asks(tmp_path):
+    learner, env = DistributedLearner(settings(tmp_path, steps=200)), Watched(2)
+    config = {"algorithm": ALGORITHM, "policy": {}, "run": {"seed": 0, "threads": 1}, "num_collectors": 2}
+    DistributedCollector(1, config, learner, MINE, base=Walk(0.05), env=env).run()
+    status = learner.status()
+    assert status["told"] == {1: {"metrics": {"believed": 0.25}, "halt": "exploited", "trusted": False}}
+    assert status["safety_stops"] == len(env.stops) >= 100
+    again = DistributedLearner(settings(tmp_path, steps=200))
+    assert again.status()["safety_stops"] == len(env.stops), "journalled with the frames, counted once"
+    assert again.status()["told"] == status["told"]
+
+
 def test_weights_are_had_while_updates_are_made(tmp_path):
     learner, had = DistributedLearner(settings(tmp_path)), []
     with learner._lock:  # as a burst of updates has it

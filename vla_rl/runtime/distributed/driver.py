@@ -228,7 +228,7 @@ class Distributed:
         """Pictures that collectors have to show; of those that do not answer at once, none."""
         sheets = []
         for actor in self.collectors:
-            with suppress(Unreachable):
+            with suppress(Exception):  # no picture is worth a run
                 sheets.append(asked(self.ray, actor.exhibits.remote(), SHOWING))
         return beside(sheets)
 
