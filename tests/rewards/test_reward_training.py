@@ -62,7 +62,7 @@ def test_a_run_and_its_continuation(critic, base, tmp_path, monkeypatch):
     assert main(["train", f"resume={tmp_path / 'a'}", "run.steps=120"]) == 0
 
 
-@pytest.mark.parametrize("launcher", ["local", "ray"])
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.learning)])
 def test_a_halted_run_goes_back_to_the_policy_that_was_to_be_believed(
     critic, base, tmp_path, capsys, launcher
 ):

@@ -314,8 +314,9 @@ class DistributedLearner:
             setattr(slot, name, getattr(slot, name) + count - before[name])
         self.tally.episodes += len(fields["episodes"])
         self.recent.extend(bool(success) for success in fields["episodes"])
-        self.told[collector] = fields["told"]
-        self.tally.safety_stops += fields["safety_stops"]
+        if told := fields.get("told"):  # a journal may be older than what environments say
+            self.told[collector] = told
+        self.tally.safety_stops += fields.get("safety_stops", 0)
         if (then := self._updates_of.get(fields["version"])) is not None:
             self.lag.append(self.learner.updates - then)
 
