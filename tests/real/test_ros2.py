@@ -71,7 +71,7 @@ def test_it_closes_quietly_while_messages_come(links, monkeypatch):
     talker = threading.Thread(target=talk)
     talker.start()
     try:
-        for _ in range(40):
+        for _ in range(15):
             here = Link("here")
             try:
                 assert here.listen("/flag", Bool).wait(0, 10.0)
