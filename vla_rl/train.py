@@ -355,10 +355,9 @@ class Trainer:
 
     def checkpoint(self, more: dict[str, Any] | None = None) -> Path:
         """Write everything; atomic. ``more`` goes into ``trainer.json``."""
-        trusted = self.env.trusted and not self.env.halt
         self.progress.safety_stops = self._stops_before + len(self.env.stops)
 
-        def write(folder: Path) -> None:
+        def write(folder: Path, trusted: str | None) -> None:
             self.algorithm.save(folder / "algorithm")
             if self.schedule.stages:
                 self.schedule.save(folder)
@@ -368,20 +367,27 @@ class Trainer:
                 "progress": self.progress.__dict__,
                 "episodes_started": self.collector.episodes_started,
                 "rng": rng_state(),
-                "trusted": self.trusted_name(trusted),
+                "trusted": trusted,
             } | (more or {})
             (folder / "trainer.json").write_text(json.dumps(state))
 
-        keep = int(self.config.run.keep_checkpoints)
-        saved = self.run.save_checkpoint(self.progress.steps, write, keep, self.trusted)
-        if trusted:
-            self.trusted = saved
+        saved = self.store(write, self.env.trusted and not self.env.halt)
         self.run.exhibit(self.env.exhibits())
         return saved
 
-    def trusted_name(self, now: bool) -> str | None:
-        """What a checkpoint of this moment names as the one to go back to: itself, if success is to be believed ``now``."""
-        return folder_name(self.progress.steps) if now else self.trusted and self.trusted.name
+    def store(self, write: Callable[[Path, str | None], None], believed: bool) -> Path:
+        """Make what ``write(folder, trusted)`` writes the newest checkpoint; ``trusted`` names the one to go back to.
+
+        That is this one, if success is to be ``believed`` now; an older one that is to be gone back to is spared.
+        """
+        steps, run = self.progress.steps, self.config.run
+        name = folder_name(steps) if believed else self.trusted and self.trusted.name
+        saved = self.run.save_checkpoint(
+            steps, lambda folder: write(folder, name), int(run.keep_checkpoints), self.trusted
+        )
+        if believed:
+            self.trusted = saved
+        return saved
 
     def go_back(self, now: Path) -> None:
         """To the newest policy from a time when success was to be believed; the one of ``now`` is kept in ``exploited``.

@@ -367,10 +367,9 @@ def _values(parts: Distributed, status: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoint(trainer: Any, parts: Distributed) -> Path:
     """The learner's state and the counts that go with it, in one rename."""
-    folder, trusted = trainer.run, together(parts.ask("status")["told"].values())["trusted"]
-    believed = trainer.trusted_name(trusted)  # before its steps move on: as the folder will be called
+    believed = together(parts.ask("status")["told"].values())["trusted"]
 
-    def write(path: Path) -> None:
+    def write(path: Path, trusted: str | None) -> None:
         said = parts.ask("save", str((path / "algorithm").resolve()), seconds=START)
         trainer.progress.steps = said["steps"]
         for name, value in said["tally"].items():
@@ -381,13 +380,10 @@ def _checkpoint(trainer: Any, parts: Distributed) -> Path:
             "rng": rng_state(),
             TABLE: said[TABLE],
             LEARNERS: learners_of(trainer.config),
-            "trusted": believed,
+            "trusted": trusted,
         }
         (path / "trainer.json").write_text(json.dumps(state))
 
-    keep = int(trainer.config.run.keep_checkpoints)
-    saved = folder.save_checkpoint(trainer.progress.steps, write, keep, trainer.trusted)
-    if trusted:
-        trainer.trusted = saved
-    folder.exhibit(parts.exhibits())
+    saved = trainer.store(write, believed)
+    trainer.run.exhibit(parts.exhibits())
     return saved
