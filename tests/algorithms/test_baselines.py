@@ -28,6 +28,7 @@ def test_rlpd_has_no_base():
         rlpd(BiasedBase(), SPEC, 8, gate=True)
 
 
+@pytest.mark.learning
 def test_rlpd_learns_from_demonstrations():
     torch.manual_seed(0)
     algorithm = rlpd(BiasedBase(), SPEC, 8, critic_updates=200, critic_lr=1e-3, actor_lr=1e-3, **COMMON)

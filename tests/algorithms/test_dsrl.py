@@ -33,14 +33,14 @@ def flow():
     ("variant", "steps", "settings"),
     [
         ("sac", 24_000, {"utd": 0.5, "actor_lr": 1e-3}),
-        pytest.param(
+        (
             "na",
             10_000,
             {"utd": 1.0, "actor_lr": 3e-4, "noise_updates": 2, "magnitude": 1.5, "target_entropy": 0.0},
-            marks=pytest.mark.learning,
         ),
     ],
 )
+@pytest.mark.learning
 def test_learns(flow, variant, steps, settings):
     torch.manual_seed(0)
     algorithm = dsrl(

@@ -123,6 +123,7 @@ def begun(tokens, **settings):
     return algorithm, Loop(env, algorithm.policy, algorithm.observe)
 
 
+@pytest.mark.learning
 def test_learns_without_a_critic(tokens):
     torch.manual_seed(0)
     algorithm, loop = begun(tokens, group=8, decisions=400, epochs=4, batch_size=200, actor_lr=3e-4)

@@ -30,6 +30,7 @@ TITLES = {
     "turns_quick": "critic and policy in turns, 200 episodes",
     "turns_residual": "critic and residual in turns",
     "turns_residual_quick": "critic and residual in turns, 200 episodes",
+    "turns_candidates_quick": "critic and residual of four candidates in turns, 200 episodes",
     "second_turn": "residual, critic of a second turn, 200 episodes",
     "true_residual": "residual, true reward",
     "unguarded_residual": "residual, critic unguarded",

@@ -251,6 +251,7 @@ def test_what_does_not_go_together_is_said_before_anything_starts(base, tmp_path
         ("num_collectors", 0, "num_collectors=0"),
         ("num_learners", 3, "num_learners=3 num_collectors=2"),
         ("launcher.shard", "true", "num_learners=1 there is nobody to share with"),
+        ("launcher.threads", 0, "launcher.threads=0"),
         ("run.learner", "process", "run.learner"),
         ("curriculum", "near_half", "curriculum"),
         ("teleop", "overseer", "teleop"),

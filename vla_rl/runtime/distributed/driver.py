@@ -46,7 +46,7 @@ GONE = 60.0
 """Seconds that Ray may take to end a learner whose command is gone."""
 
 SHOWING = 5.0
-"""Seconds that a collector may take to show its pictures."""
+"""Seconds that collectors may take to show their pictures."""
 
 POLL = 0.5
 """Seconds between two looks at the learner."""
@@ -71,6 +71,9 @@ def check_distributed(config: Any) -> None:
         )
     if (config.get("launcher") or {}).get("shard") and int(learners) < 2:
         raise UserError(f"launcher.shard=true: with num_learners={learners} there is nobody to share with")
+    threads = (config.get("launcher") or {}).get("threads")
+    if threads is not None and int(threads) < 1:
+        raise UserError(f"launcher.threads={threads}: at least 1, or null for run.threads")
     used = {
         "run.learner": config.run.get("learner", "inline") != "inline",
         "teleop": (config.get("teleop") or {}).get("_target_"),
@@ -150,7 +153,7 @@ class Distributed:
             steps=int(config.run.steps),
             fingerprint=self.fingerprint,
             seed=int(config.run.seed),
-            threads=int(config.run.threads or 1),
+            threads=int(self.launcher["threads"] or config.run.threads or 1),
             publish=float(self.launcher["publish"]),
             max_due=int(self.launcher["max_due"]),
             learners=learners_of(config),
@@ -225,11 +228,14 @@ class Distributed:
                 self._collect(index)
 
     def exhibits(self) -> dict[str, Any]:
-        """Pictures that collectors have to show; of those that do not answer at once, none."""
+        """Pictures that collectors have to show; of those that do not answer in time, none."""
+        asking = [actor.exhibits.remote() for actor in self.collectors if actor is not None]
+        if asking:
+            self.ray.wait(asking, num_returns=len(asking), timeout=SHOWING)
         sheets = []
-        for actor in self.collectors:
+        for reference in asking:
             with suppress(Exception):  # no picture is worth a run
-                sheets.append(asked(self.ray, actor.exhibits.remote(), SHOWING))
+                sheets.append(asked(self.ray, reference, 0.0))
         return beside(sheets)
 
     def close(self) -> None:
