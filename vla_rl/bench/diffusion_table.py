@@ -28,6 +28,7 @@ TITLES = {
     "critic_near": "critic that has seen misses, guarded",
     "turns": "critic and policy in turns",
     "turns_quick": "critic and policy in turns, 200 episodes",
+    "turns_no_expert": "critic and policy in turns, no expert recorded, 200 episodes",
     "turns_residual": "critic and residual in turns",
     "turns_residual_quick": "critic and residual in turns, 200 episodes",
     "turns_candidates_quick": "critic and residual of four candidates in turns, 200 episodes",
