@@ -48,3 +48,10 @@ def pytest_collection_modifyitems(items):
     # The longest files first, so that no worker begins one when the others are done.
     longest = {i.path for i in items if (mark := i.get_closest_marker("timeout")) and mark.args[0] > 300}
     items.sort(key=lambda item: item.path not in longest)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Why a test was run again, which pytest-rerunfailures counts and does not say."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"run again: {report.nodeid}")
+        terminalreporter.line(str(report.longrepr))

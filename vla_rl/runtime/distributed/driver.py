@@ -230,12 +230,11 @@ class Distributed:
     def exhibits(self) -> dict[str, Any]:
         """Pictures that collectors have to show; of those that do not answer in time, none."""
         asking = [actor.exhibits.remote() for actor in self.collectors if actor is not None]
-        if asking:
-            self.ray.wait(asking, num_returns=len(asking), timeout=SHOWING)
+        here = self.ray.wait(asking, num_returns=len(asking), timeout=SHOWING)[0] if asking else []
         sheets = []
-        for reference in asking:
+        for reference in here:
             with suppress(Exception):  # no picture is worth a run
-                sheets.append(asked(self.ray, reference, 0.0))
+                sheets.append(asked(self.ray, reference))
         return beside(sheets)
 
     def close(self) -> None:
