@@ -62,16 +62,16 @@ def check_distributed(config: Any) -> None:
         UserError: naming the setting.
     """
     collectors, inference = config.get("num_collectors"), config.get("num_inference") or 0
-    learners = config.get("num_learners", 1)
+    learners, launcher = config.get("num_learners", 1), config.get("launcher") or {}
     if not collectors or int(collectors) < 1 or int(inference) < 0:
         raise UserError(f"num_collectors={collectors} num_inference={inference}: at least 1, and 0 or more")
     if not learners or not 1 <= int(learners) <= int(collectors):
         raise UserError(
             f"num_learners={learners} num_collectors={collectors}: at least 1 learner, and a collector for each"
         )
-    if (config.get("launcher") or {}).get("shard") and int(learners) < 2:
+    if launcher.get("shard") and int(learners) < 2:
         raise UserError(f"launcher.shard=true: with num_learners={learners} there is nobody to share with")
-    threads = (config.get("launcher") or {}).get("threads")
+    threads = launcher.get("threads")
     if threads is not None and int(threads) < 1:
         raise UserError(f"launcher.threads={threads}: at least 1, or null for run.threads")
     used = {
@@ -229,8 +229,8 @@ class Distributed:
 
     def exhibits(self) -> dict[str, Any]:
         """Pictures that collectors have to show; of those that do not answer in time, none."""
-        asking = [actor.exhibits.remote() for actor in self.collectors if actor is not None]
-        here = self.ray.wait(asking, num_returns=len(asking), timeout=SHOWING)[0] if asking else []
+        asking = [actor.exhibits.remote() for actor in self.collectors]
+        here, _ = self.ray.wait(asking, num_returns=len(asking), timeout=SHOWING)
         sheets = []
         for reference in here:
             with suppress(Exception):  # no picture is worth a run
