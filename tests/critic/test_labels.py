@@ -1,5 +1,8 @@
 """Answers of a synthetic episode by hand."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from films import film, films
@@ -91,6 +94,30 @@ def test_the_instruction_of_another_task_makes_no_progress():
     assert (asked.progress == 0).all() and (asked.done == 0).all()
 
 
+def test_an_instruction_that_was_believed_is_asked_more_often():
+    draws = _pairs(mismatch=1.0, believed=0.9, reference_share=0.0)
+    draws.trajectories = [replace(t, task=f"task {i % 3}") for i, t in enumerate(draws.trajectories)]
+    draws = Pairs(draws.trajectories, draws.config, draws.generator)
+    even = Counter(zip(*_asked(draws), strict=True))
+    assert len(even) == 6, "nothing is believed yet: all of them"
+    for _ in range(20):
+        asked = draws.draw(16)
+        pairs = list(zip(asked.films, asked.tasks, strict=True))
+        draws.believed(asked, torch.tensor([0.9 if pair == ("task 2", "task 0") else 0.0 for pair in pairs]))
+    films, words = _asked(draws)
+    of_two = [word for film, word in zip(films, words, strict=True) if film == "task 2"]
+    assert of_two.count("task 0") > 0.8 * len(of_two) and set(of_two) == {"task 0", "task 1"}
+    for _ in range(30):
+        asked = draws.draw(16)
+        draws.believed(asked, torch.zeros(16))
+    assert draws.belief.max() < 0.1, "what it has learned not to believe is let go"
+
+
+def _asked(draws):
+    many = draws.draw(400)
+    return many.films, many.tasks
+
+
 def test_references_are_successes_of_the_same_task_from_beginning_to_end():
     draws = _pairs(mismatch_shown=0.0, reference_share=1.0, nameless=1.0)
     asked = draws.draw(40)
@@ -164,7 +191,8 @@ def test_no_success_nothing_to_learn():
 
 
 @pytest.mark.parametrize(
-    "name", ["skip", "pictures", "references", "mismatch", "mismatch_shown", "backward", "disguised"]
+    "name",
+    ["skip", "pictures", "references", "mismatch", "believed", "mismatch_shown", "backward", "disguised"],
 )
 def test_settings_that_mean_nothing(name):
     with pytest.raises(UserError, match=f"train.pairs.{name}=-1"):

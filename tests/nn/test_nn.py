@@ -122,3 +122,18 @@ def test_image_encoder_refuses_what_it_cannot_read() -> None:
         ImageEncoder({"a": (64, 64)}, kind="resnet")
     with pytest.raises(UserError, match="at least 20"):
         ImageEncoder({"a": (8, 64)})
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_compiled_ensemble_has_the_same_values_and_gradients(layer_norm):
+    torch.manual_seed(0)
+    critic = EnsembleMLP(3, 5, [16, 16], layer_norm=layer_norm).requires_grad_(False)
+    found = []
+    for function in (critic, torch.compile(critic, fullgraph=True)):
+        x = torch.linspace(-2, 2, 40).reshape(8, 5).requires_grad_()
+        values = function(x)
+        values.square().sum().backward()
+        found.append((values.detach(), x.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

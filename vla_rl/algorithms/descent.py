@@ -16,8 +16,17 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float = 0
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(weights)
     if grad_clip:
-        nn.utils.clip_grad_norm_(weights, grad_clip, foreach=True)
+        clip_norm(weights, grad_clip)
     optimizer.step()
+
+
+def clip_norm(weights: Sequence[nn.Parameter], most: float) -> None:
+    """Scale the gradients of ``weights`` to the norm ``most``, all together, where it is above it."""
+    gradients = [p.grad for p in weights if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    # Most are below it. A look at the norm makes a GPU wait, or other ranks; there all are multiplied, by 1 as well.
+    if isinstance(norm, DTensor) or norm.device.type != "cpu" or norm > most:
+        nn.utils.clip_grads_with_norm_(weights, most, norm, foreach=True)
 
 
 def ranks() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ def evaluate(
     tasks = sorted({t.task for t in trajectories} | known)
     curves, rows = [], []
     signs, still, mismatched, described = [], [], [], []
+    believed: list[tuple[str, str]] = []
     generator = torch.Generator().manual_seed(0)
     for index, each in enumerate(trajectories):
         reference = shown.get(each.task)
@@ -88,7 +90,10 @@ def evaluate(
                     described.append(float(critic.describe(until) == each.task))
                 others = [t for t in tasks if t != each.task and t in known]
                 if others:
-                    mismatched.append(_refused(critic, until, others[index % len(others)]))
+                    asked = others[index % len(others)]
+                    mismatched.append(_refused(critic, until, asked))
+                    if not mismatched[-1]:
+                        believed.append((each.task, asked))
         if progress is not None:
             progress(index + 1)
     summary = _order_summary(rows)
@@ -108,6 +113,10 @@ def evaluate(
     }
     for name, values in measured.items():
         summary[name] = sum(values) / len(values) if values else None
+    summary["mismatch_believed"] = [
+        {"film": film, "asked": asked, "times": times}
+        for (film, asked), times in Counter(believed).most_common()
+    ]
     summary |= {"episodes": len(trajectories), "flat": flat([c.judged.value for c in curves])}
     return summary, curves
 

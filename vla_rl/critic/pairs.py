@@ -17,6 +17,9 @@ from vla_rl.errors import UserError
 PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0))
 """Of the three moments of a draw: a short way and a long one, there and back, so that half of all pairs lead back."""
 
+BELIEF_RATE = 0.2
+"""Of the newest answer in what the critic is known to believe."""
+
 
 @dataclass
 class PairConfig:
@@ -25,6 +28,8 @@ class PairConfig:
     Attributes:
         skip: frames between the moments that will be judged; the short pairs are that far apart.
         mismatch: share of draws with the instruction of another task: no progress, not done.
+        believed: share of these whose instruction is one that the critic has believed in beside such a film (``Pairs.believed``), the more
+            often the more it did; the rest are drawn evenly. A few pairs of tasks that look alike are all that a trained critic gets wrong.
         pictures: single pictures asked about done, per draw.
         mismatch_shown: the same where a reference is shown. Asked too often whether film and reference are of one task, a critic takes a
             task it has never seen for another.
@@ -40,6 +45,7 @@ class PairConfig:
 
     skip: int = 5
     mismatch: float = 0.2
+    believed: float = 0.5
     mismatch_shown: float = 0.1
     pictures: int = 2
     same: float = 0.05
@@ -65,6 +71,7 @@ def check(config: PairConfig) -> None:
         )
     for name in (
         "mismatch",
+        "believed",
         "mismatch_shown",
         "same",
         "reference_share",
@@ -100,6 +107,7 @@ class Questions:
         done_tasks: P instructions.
         references: [G, R] frames, of pairs, and of pictures P / G at a time; None: a batch without.
         guises: [G] how pictures and references of a draw are shown (``disguised``).
+        films: G tasks that the films are of.
     """
 
     moments: Tensor
@@ -110,6 +118,7 @@ class Questions:
     done_tasks: list[str]
     references: Tensor | None = None
     guises: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    films: list[str] = field(default_factory=list)
 
 
 class Frames:
@@ -134,7 +143,7 @@ class Frames:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Uint8 [..., 3, H, W] of the frames ``index`` [...]."""
-        flat = index.flatten()
+        flat = index.flatten().contiguous()
         which = torch.searchsorted(self.first, flat, right=True) - 1
         places = (flat - self.first[which]).tolist()
         found = [self.parts[part][place] for part, place in zip(which.tolist(), places, strict=True)]
@@ -172,6 +181,8 @@ class Pairs:
         self.by_task = {
             task: [i for i in self.good if self.trajectories[i].task == task] for task in self.tasks
         }
+        self.belief = torch.zeros(len(self.tasks), len(self.tasks))
+        """Progress that the critic has lately seen in films of one task [row] under the instruction of another [column]."""
         self.films = {
             task: [i for i, t in enumerate(self.trajectories) if t.task == task] for task in self.tasks
         }
@@ -198,14 +209,22 @@ class Pairs:
             [row[2] for row in others],
             torch.stack([row[2].reference for row in rows]) if shown else None,
             torch.tensor([row[2].guise for row in rows]),
+            [row[3] for row in rows],
         )
+
+    def believed(self, asked: Questions, progress: Tensor) -> None:
+        """Note what the critic answered: ``progress`` [G] seen in the films of ``asked``, which came without references."""
+        for film, words, seen in zip(asked.films, asked.tasks, progress.abs().tolist(), strict=True):
+            if film != words:
+                at = self.tasks.index(film), self.tasks.index(words)
+                self.belief[at] = (1 - BELIEF_RATE) * self.belief[at] + BELIEF_RATE * seen
 
     def videos(self, count: int) -> tuple[Tensor, list[str]]:
         """Frames [count, references] of episodes that succeeded, and their instructions."""
         which = [self._one(self.good) for _ in range(count)]
         return torch.stack([self._moments_of(i) for i in which]), [self.trajectories[i].task for i in which]
 
-    def _pairs(self, shown: bool) -> tuple[list[int], Tensor, Request]:
+    def _pairs(self, shown: bool) -> tuple[list[int], Tensor, Request, str]:
         which = self._one(self.good)
         trajectory = self.trajectories[which]
         end = trajectory.end
@@ -221,7 +240,7 @@ class Pairs:
         if request.backward:
             places = end - places
         first = int(self.first[which])
-        return [first + int(p) for p in places], labels, request
+        return [first + int(p) for p in places], labels, request, trajectory.task
 
     def _picture(self, done: bool, request: Request | None) -> tuple[int, float, str]:
         """Frame, answer and instruction; of ``request``, or of one of its own without a reference."""
@@ -253,7 +272,14 @@ class Pairs:
 
     def _task_or_another(self, task: str, mismatch: float) -> str:
         others = [t for t in self.tasks if t != task and self.by_task[t]]
-        return others[self._below(len(others))] if others and self._chance() < mismatch else task
+        if not others or self._chance() >= mismatch:
+            return task
+        if self.config.believed and self._chance() < self.config.believed:
+            row = self.belief[self.tasks.index(task)]
+            weights = torch.stack([row[self.tasks.index(other)] for other in others])
+            if weights.sum() > 0:
+                return others[int(torch.multinomial(weights, 1, generator=self.generator))]
+        return others[self._below(len(others))]
 
     def _request(self, which: int, shown: bool) -> Request:
         """What is asked beside the film ``which``."""

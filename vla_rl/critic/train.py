@@ -160,6 +160,7 @@ class CriticTrainer:
                 f"{self.work} was begun with other settings or data: remove it, or choose another out="
             )
         self.step = counters["step"]
+        self.draws.belief = torch.tensor(counters["belief"])
         return True
 
     def _parts(self) -> tuple[Any, Any, Any]:
@@ -202,7 +203,8 @@ class CriticTrainer:
         self.finish()
 
     def _write(self, folder: Path) -> None:
-        save_learner(folder, *self._parts(), {"step": self.step, "settings": self._settings()})
+        counters = {"step": self.step, "settings": self._settings(), "belief": self.draws.belief.tolist()}
+        save_learner(folder, *self._parts(), counters)
 
     def losses(self, asked: Questions) -> dict[str, Tensor]:
         """``progress`` (cross-entropy per pair), ``done``, and ``act`` and ``describe`` where they are learned too."""
@@ -219,6 +221,9 @@ class CriticTrainer:
             shown = [reference, reference.repeat_interleave(each, 0)]
         pairs = [critic.compared(looked[0][:, one], looked[0][:, other], shown[0]) for one, other in PAIRS]
         logits = critic.answers(torch.cat(pairs), critic.words(PROGRESS, asked.tasks * len(PAIRS)))
+        if asked.references is None:
+            said = logits.detach().softmax(-1).cpu() @ critic.centres
+            self.draws.believed(asked, said.unflatten(0, (len(PAIRS), -1)).abs().mean(0))
         wanted = soft_words(asked.progress.t().flatten(), critic.bins, config.width).to(logits.device)
         out = {"progress": functional.cross_entropy(logits, wanted)}
         seen = looked[1] if shown[1] is None else torch.cat([shown[1], looked[1]], 1)

@@ -54,6 +54,8 @@ def _groups(root: Path) -> list[Path]:
 def set_threads(count: int | None) -> int:
     """Torch's intra-op threads (between operators: 1), and the environment that child processes inherit.
 
+    A process that asks for them is one that computes: what it frees it keeps, too (``keep_freed_memory``).
+
     Args:
         count: None = ``cpu_budget()``.
 
@@ -62,6 +64,9 @@ def set_threads(count: int | None) -> int:
     """
     import torch
 
+    from vla_rl.runtime.memory import keep_freed_memory
+
+    keep_freed_memory()
     count = count or cpu_budget()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

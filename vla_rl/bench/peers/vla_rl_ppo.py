@@ -20,7 +20,9 @@ def make(settings: dict[str, Any]) -> Callable[[int], None]:
     from vla_rl.keys import STATE
     from vla_rl.policies.lerobot import LeRobotPolicy
     from vla_rl.policies.open_loop import OpenLoop
+    from vla_rl.runtime.threads import set_threads
 
+    set_threads(torch.get_num_threads())  # as every command of ours begins
     state, actions, hidden = (settings.pop(key) for key in ("state", "actions", "hidden"))
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

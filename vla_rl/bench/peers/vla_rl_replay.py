@@ -15,7 +15,9 @@ def make(settings: dict[str, Any]) -> Callable[[int], None]:
 
     from vla_rl.data.replay import ReplayBuffer
     from vla_rl.nn.images import RandomShift
+    from vla_rl.runtime.threads import set_threads
 
+    set_threads(torch.get_num_threads())  # as every command of ours begins
     frames, size, batch = settings["frames"], settings["size"], settings["batch_size"]
     keys = [f"observation.images.{i}" for i in range(settings["cameras"])]
     buffer = ReplayBuffer(frames, rows=1)

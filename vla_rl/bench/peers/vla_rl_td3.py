@@ -17,7 +17,9 @@ def make(settings: dict[str, Any]) -> Callable[[int], None]:
     from vla_rl.algorithms.rlpd import Centre
     from vla_rl.environment import EnvSpec
     from vla_rl.keys import STATE
+    from vla_rl.runtime.threads import set_threads
 
+    set_threads(torch.get_num_threads())  # as every command of ours begins
     state, actions, frames = (settings.pop(key) for key in ("state", "actions", "frames"))
     spec = EnvSpec("bench", state, 0, (-1.0,) * actions, (1.0,) * actions, {}, ("bench",), 100, 10.0)
     learner = residual_td3(Centre(spec), spec, 1, observation_keys=[STATE], warmup_steps=0, **settings)
