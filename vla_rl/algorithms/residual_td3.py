@@ -230,8 +230,8 @@ class ResidualTD3:
             )
             for _ in range(2)
         )
-        self._critic_loss_fn, self._target_fn, self._actor_loss_fn = compiled(
-            config.compile, self._critic_loss, self._target, self._actor_loss
+        self._critic_loss_fn, self._actor_loss_fn = compiled(
+            config.compile, self._critic_loss, self._actor_loss
         )
         self._set_phase()
 
@@ -373,18 +373,17 @@ class ResidualTD3:
         config = self.config
         with torch.no_grad():
             following = self.encoder(batch["next_observation"], True, self.generator)
-            noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
-            members = self._some_critics(config.subset)
-            with products(self.device, config.precision):
-                target = self._target_fn(
-                    following, batch["next_base_action"], batch["reward"], batch["discount"], noise, members
-                )
-        # critics to y, on the executed action
+        noise = self._normal(batch["next_base_action"].shape).clamp_(-2, 2) * config.target_noise
+        members = self._some_critics(config.subset)
         features = self.encoder(batch["observation"], True, self.generator)
         with products(self.device, config.precision):
-            loss, mean_value = self._critic_loss_fn(features, self.box.normalize(batch["action"]), target)
+            # Tensors and no TensorDict, whose every key a compiled function would look at first.
+            transition = [batch[key] for key in ("action", "reward", "discount", "next_base_action")]
+            loss, mean_value, mean_target = self._critic_loss_fn(
+                features, *transition, following, noise, members
+            )
         descend(self.critic_optimizer, loss, config.grad_clip)
-        metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": target.mean()}
+        metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": mean_target}
         self.updates += 1
         polyak(self.target_critic, self.critic, config.tau)
         # A look at the loss makes a GPU wait, so there it is taken now and then.
@@ -403,9 +402,23 @@ class ResidualTD3:
         y = reward + discount * values.float().amin(0).amax(1)
         return y.clamp(*self.returns) if self.config.clip_target else y
 
-    def _critic_loss(self, features: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _critic_loss(
+        self,
+        features: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        discount: Tensor,
+        next_base: Tensor,
+        following: Tensor,
+        noise: Tensor,
+        members: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the critics against y on the executed action; means of values and y."""
+        with torch.no_grad():
+            target = self._target(following, next_base, reward, discount, noise, members)
+        actions = self.box.normalize(action)
         values = self.critic(torch.cat([features, actions], dim=-1)).squeeze(-1).float()  # [E, B]
-        return (values - target).square().mean(1).sum(), values.detach().mean()
+        return (values - target).square().mean(1).sum(), values.detach().mean(), target.mean()
 
     def _update_actor(self, features: Tensor, base: Tensor) -> dict[str, Tensor]:
         if base.shape[1] > 1:  # any candidate may be edited: one at random for each state
