@@ -42,7 +42,7 @@ def test_it_tells_progress_both_ways_and_done(critic):
     summary, curves = evaluate(critic, films(16, first=900))
     assert summary["voc"] > 0.85 and summary["voc_reversed"] < -0.3, summary
     assert summary["pair_sign"] > 0.85 and not summary["flat"]
-    assert summary["done_recall"] > 0.5
+    assert summary["done_recall"] > 0.5 and summary["match_accepted"] > 0.5
     assert all(len(c.judged.value) == len(c.judged.moments) for c in curves)
 
 

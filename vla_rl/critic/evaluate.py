@@ -72,6 +72,7 @@ def evaluate(
     tasks = sorted({t.task for t in trajectories} | known)
     curves, rows = [], []
     signs, still, mismatched, described = [], [], [], []
+    accepted: list[float] = []
     believed: list[tuple[str, str]] = []
     generator = torch.Generator().manual_seed(0)
     for index, each in enumerate(trajectories):
@@ -84,6 +85,7 @@ def evaluate(
             until = each.pictures[: each.end + 1]
             rows.append(_orders(critic, until, each.task, reference, held_out))
             if not held_out:
+                accepted.append(float(judged.value[-1] >= REJECTED))
                 signs.append(_signs(critic, each, generator))
                 still.append(_still(critic, each))
                 if critic.notes.get("describes"):
@@ -109,6 +111,7 @@ def evaluate(
         "pair_sign": signs,
         "stagnation": still,
         "mismatch_rejected": mismatched,
+        "match_accepted": accepted,
         "described": described,
     }
     for name, values in measured.items():

@@ -274,7 +274,7 @@ class Pairs:
         others = [t for t in self.tasks if t != task and self.by_task[t]]
         if not others or self._chance() >= mismatch:
             return task
-        if self.config.believed and self._chance() < self.config.believed:
+        if len(others) > 1 and self._chance() < self.config.believed:
             row = self.belief[self.tasks.index(task)]
             weights = torch.stack([row[self.tasks.index(other)] for other in others])
             if weights.sum() > 0:
