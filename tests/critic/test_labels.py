@@ -95,17 +95,17 @@ def test_the_instruction_of_another_task_makes_no_progress():
 
 
 def test_an_instruction_that_was_believed_is_asked_more_often():
-    draws = _pairs(mismatch=1.0, believed=0.9, reference_share=0.0)
-    draws.trajectories = [replace(t, task=f"task {i % 3}") for i, t in enumerate(draws.trajectories)]
-    draws = Pairs(draws.trajectories, draws.config, draws.generator)
+    seen = [replace(t, task=f"task {i % 3}") for i, t in enumerate(films(16))]
+    config = PairConfig(skip=2, mismatch=1.0, believed=0.9, reference_share=0.0)
+    draws = Pairs(seen, config, torch.Generator().manual_seed(0))
     even = Counter(zip(*_asked(draws), strict=True))
     assert len(even) == 6, "nothing is believed yet: all of them"
     for _ in range(20):
         asked = draws.draw(16)
         pairs = list(zip(asked.films, asked.tasks, strict=True))
         draws.believed(asked, torch.tensor([0.9 if pair == ("task 2", "task 0") else 0.0 for pair in pairs]))
-    films, words = _asked(draws)
-    of_two = [word for film, word in zip(films, words, strict=True) if film == "task 2"]
+    shown, words = _asked(draws)
+    of_two = [word for film, word in zip(shown, words, strict=True) if film == "task 2"]
     assert of_two.count("task 0") > 0.8 * len(of_two) and set(of_two) == {"task 0", "task 1"}
     for _ in range(30):
         asked = draws.draw(16)

@@ -183,6 +183,10 @@ class Critic:
         """
         words = self.words(PROGRESS, tasks, reference)
         logits = self._asked(self.compared(first, second), words, reference)
+        return self.expected(logits)
+
+    def expected(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Progress that answers of ``answers`` [B, bins] stand for, and its standard deviation, [B] each."""
         chances = logits.softmax(-1).cpu()
         mean = chances @ self.centres
         return mean, ((chances @ self.centres.square()) - mean.square()).clamp(min=0).sqrt()

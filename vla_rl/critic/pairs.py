@@ -213,8 +213,8 @@ class Pairs:
         )
 
     def believed(self, asked: Questions, progress: Tensor) -> None:
-        """Note what the critic answered: ``progress`` [G] seen in the films of ``asked``, which came without references."""
-        for film, words, seen in zip(asked.films, asked.tasks, progress.abs().tolist(), strict=True):
+        """Note what the critic answered: ``progress`` [G], there or back, seen in the films of ``asked``, which came without references."""
+        for film, words, seen in zip(asked.films, asked.tasks, progress.tolist(), strict=True):
             if film != words:
                 at = self.tasks.index(film), self.tasks.index(words)
                 self.belief[at] = (1 - BELIEF_RATE) * self.belief[at] + BELIEF_RATE * seen

@@ -222,8 +222,8 @@ class CriticTrainer:
         pairs = [critic.compared(looked[0][:, one], looked[0][:, other], shown[0]) for one, other in PAIRS]
         logits = critic.answers(torch.cat(pairs), critic.words(PROGRESS, asked.tasks * len(PAIRS)))
         if asked.references is None:
-            said = logits.detach().softmax(-1).cpu() @ critic.centres
-            self.draws.believed(asked, said.unflatten(0, (len(PAIRS), -1)).abs().mean(0))
+            said = critic.expected(logits.detach())[0].unflatten(0, (len(PAIRS), -1))
+            self.draws.believed(asked, said.abs().mean(0))
         wanted = soft_words(asked.progress.t().flatten(), critic.bins, config.width).to(logits.device)
         out = {"progress": functional.cross_entropy(logits, wanted)}
         seen = looked[1] if shown[1] is None else torch.cat([shown[1], looked[1]], 1)

@@ -55,9 +55,8 @@ class EnsembleMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.shape[-1] == 1:  # a product with one column, several times as fast forward and backward
                 x = (x * pick(weight).mT.to(x.dtype)).sum(-1, keepdim=True, dtype=weight.dtype) + pick(bias)
-            elif (
-                torch.compiler.is_compiling()
-            ):  # the compiler adds the bias where it cuts off what is below zero
+            elif torch.compiler.is_compiling():
+                # The compiler adds the bias in the pass that cuts off what is below zero.
                 x = torch.bmm(x, pick(weight))
                 x = x + pick(bias).to(x.dtype)
             else:

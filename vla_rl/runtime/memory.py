@@ -19,7 +19,7 @@ CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Keep up to ``KEPT`` bytes of freed memory, in blocks below ``MAPPED``; whether this C library has such a choice.
+    """Keep up to ``KEPT`` bytes of freed memory, in blocks below ``MAPPED``; False where the C library has no such choice, or the environment has made it.
 
     As it comes, glibc gives back what is free above some megabytes, so that the activations and gradients of every update
     are new pages: about a tenth of the time of residual TD3's update on a CPU.
