@@ -1,5 +1,6 @@
 """Residual off-policy RL: what it must never do, hand computations, resume, and learning on a toy in seconds."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -167,6 +168,7 @@ def test_bad_weights_are_never_written(tmp_path):
         ({"scale": 3.0}, "outside"),
         ({"observation_keys": ["observation.images.wrist"]}, "observation.images.wrist"),
         ({"n_step": 0}, "algorithm.n_step"),
+        ({"target_every": 0}, "algorithm.target_every"),
         ({"actor_critics": 4}, "algorithm.actor_critics=4: 1 to algorithm.critics=3"),
         ({"precision": "float16"}, "algorithm.precision=float16: did you mean"),
     ],
@@ -250,6 +252,19 @@ def test_the_actor_may_climb_a_few_critics_at_a_time():
     learner()._update_actor(features, base)
     algorithm._update_actor(features, base)
     assert not torch.equal(before, algorithm.generator.get_state()), "which ones is drawn anew each time"
+
+
+def test_targets_may_follow_every_second_update_only():
+    algorithm = learner(target_every=2, warmup_steps=320, critic_updates=0)
+    train(algorithm, 320)
+
+    def moved():
+        before = copy.deepcopy(algorithm.target_critic.state_dict())
+        algorithm.update()
+        return any(not torch.equal(before[k], v) for k, v in algorithm.target_critic.state_dict().items())
+
+    start = algorithm.updates
+    assert [moved() for _ in range(4)] == [(start + n) % 2 == 0 for n in range(1, 5)]
 
 
 def test_the_gripper_has_a_scale_of_its_own():

@@ -61,13 +61,14 @@ def test_order_correlation():
     assert voc(torch.zeros(9)) == 0.0 and voc_f1(0.8, -0.8) == pytest.approx(0.8) and voc_f1(0.8, 0.1) == 0.0
 
 
-def test_a_threshold_for_a_precision():
+def test_a_threshold_is_as_high_as_recall_allows_and_as_precision_needs():
     chances = torch.tensor([0.1, 0.4, 0.6, 0.7, 0.9])
     truth = torch.tensor([False, False, True, False, True])
     assert precision_recall(chances, truth, 0.65) == (0.5, 0.5)
-    assert calibrated(chances, truth, 0.98) == pytest.approx(0.8)
-    assert calibrated(chances, truth, 0.6) == pytest.approx(0.5)
-    assert calibrated(chances, torch.zeros(5, dtype=torch.bool), 0.98) > 1
+    assert calibrated(chances, truth, 0.98, 1.0) == pytest.approx(0.8), "precision first"
+    assert calibrated(chances, truth, 0.6, 1.0) == pytest.approx(0.5)
+    assert calibrated(chances, truth, 0.6, 0.5) == pytest.approx(0.8), "away from what is not done"
+    assert calibrated(chances, torch.zeros(5, dtype=torch.bool), 0.98, 0.9) > 1
     cells = reliability(chances, truth)
     assert sum(c["count"] for c in cells) == 5
 

@@ -67,6 +67,7 @@ class ResidualTD3Config:
         actor_lr: Adam step size of the actor.
         critic_lr: Adam step size of the critics (and of the image encoder).
         tau: rate at which targets follow.
+        target_every: critic updates per step of the targets; TD3's own is ``actor_every``.
         exploration: std of the exploration noise, fraction of half the range.
         exploration_correlation: of the noise, the warm-up's too, with that of the step before, in [0, 1): white noise (0)
             hardly moves an arm whose actions are small displacements.
@@ -111,6 +112,7 @@ class ResidualTD3Config:
     actor_lr: float = 3e-4
     critic_lr: float = 5e-4
     tau: float = 0.01
+    target_every: int = 1
     exploration: float = 0.05
     exploration_correlation: float = 0.0
     target_noise: float = 0.05
@@ -130,7 +132,7 @@ class ResidualTD3Config:
         Raises:
             UserError: naming the setting and what it must be.
         """
-        positive = ("candidates", "actor_every", "n_step", "batch_size", "critics", "subset")
+        positive = ("candidates", "actor_every", "target_every", "n_step", "batch_size", "critics", "subset")
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
@@ -385,7 +387,8 @@ class ResidualTD3:
         descend(self.critic_optimizer, loss, config.grad_clip)
         metrics = {"critic_loss": loss.detach() / config.critics, "q": mean_value, "target": mean_target}
         self.updates += 1
-        polyak(self.target_critic, self.critic, config.tau)
+        if self.updates % config.target_every == 0:
+            polyak(self.target_critic, self.critic, config.tau)
         # A look at the loss makes a GPU wait, so there it is taken now and then.
         if (self.device.type == "cpu" or self.updates % 50 == 0) and not torch.isfinite(loss):
             raise NonFiniteError(f"critic loss is {loss.item()} at update {self.updates}")

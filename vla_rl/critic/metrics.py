@@ -33,20 +33,22 @@ def precision_recall(chances: Tensor, truth: Tensor, threshold: float) -> tuple[
     return (right / float(called.sum()) if called.any() else 1.0), right / max(1.0, float(true.sum()))
 
 
-def calibrated(chances: Tensor, truth: Tensor, precision: float) -> float:
-    """The lowest threshold at which "done" is right in at least ``precision`` of the cases; 1.01 (never) where there is none.
+def calibrated(chances: Tensor, truth: Tensor, precision: float, recall: float) -> float:
+    """The highest threshold that finds ``recall`` of what is done, and higher where "done" is not right in ``precision`` of the cases there.
 
-    Between two chances that occur it lies in the middle: the next ones will not be the same to the last digit.
+    A few episodes show little of what might be taken for done, so the threshold stands as far from it as ``recall`` allows, and not
+    right above the worst that was seen. Between two chances that occur it lies in the middle.
+
+    Returns:
+        The threshold; 1.01 (never) where none is right so often.
     """
-    below = 0.0
+    best, below = 1.01, 0.0
     for threshold in chances.unique().tolist():
-        if (
-            precision_recall(chances, truth, threshold)[0] >= precision
-            and (truth & (chances >= threshold)).any()
-        ):
-            return float(below + threshold) / 2
+        right, found = precision_recall(chances, truth, threshold)
+        if right >= precision and found > 0 and (best > 1 or found >= recall):
+            best = (below + threshold) / 2
         below = threshold
-    return 1.01
+    return best
 
 
 def reliability(chances: Tensor, truth: Tensor, cells: int = 10) -> list[dict[str, float]]:

@@ -54,7 +54,8 @@ class CriticConfig:
         shift: pixels of random shift.
         light: random change of brightness and contrast.
         held_out: share of each task's episodes kept to calibrate the threshold of done.
-        precision: of done, that the threshold is set for.
+        precision: of done on them, that the threshold is at least as high for.
+        recall: of done on them, that the threshold is as high as it can be for (``metrics.calibrated``).
         seed: of draws.
         save_every: steps between checkpoints.
     """
@@ -76,6 +77,7 @@ class CriticConfig:
     light: float = 0.1
     held_out: float = 0.1
     precision: float = 0.98
+    recall: float = 0.95
     seed: int = 0
     save_every: int = 500
 
@@ -262,7 +264,7 @@ class CriticTrainer:
     def finish(self) -> None:
         """The folder, its threshold calibrated on the episodes that were kept."""
         self.policy.eval()
-        threshold, each = thresholds(self.critic, self.kept, self.config.precision)
+        threshold, each = thresholds(self.critic, self.kept, self.config.precision, self.config.recall)
         new = self.out.with_name(f".{self.out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -289,23 +291,26 @@ def split(
     return learning, [t for i, t in enumerate(trajectories) if i in kept]
 
 
-def calibrate(path: Path, trajectories: Sequence[Trajectory], precision: float) -> dict[str, float]:
+def calibrate(
+    path: Path, trajectories: Sequence[Trajectory], precision: float, recall: float
+) -> dict[str, float]:
     """Set a critic's thresholds of done on episodes that it has not seen, failures among them; returns those of the tasks.
 
     Args:
         path: its folder, whose notes are rewritten.
         trajectories: of the tasks to calibrate; the others keep theirs.
-        precision: that "done" should have on them.
+        precision: that "done" should have on them, at least.
+        recall: the same; see ``metrics.calibrated``.
     """
     critic = Critic.load(path)
-    overall, each = thresholds(critic, trajectories, precision)
+    overall, each = thresholds(critic, trajectories, precision, recall)
     notes = critic.notes | {"threshold": overall, "thresholds": critic.notes.get("thresholds", {}) | each}
     write_json(path / NOTES, notes)
     return each
 
 
 def thresholds(
-    critic: Critic, trajectories: Sequence[Trajectory], precision: float
+    critic: Critic, trajectories: Sequence[Trajectory], precision: float, recall: float
 ) -> tuple[float, dict[str, float]]:
     """The threshold of done for all tasks together, and for each task that has episodes of its own here."""
     if not trajectories:
@@ -315,9 +320,9 @@ def thresholds(
         mine = [t for t in trajectories if t.task == task]
         parts.append(done_of(critic, mine))
         if any(t.success for t in mine):
-            each[task] = max(LEAST_CHANCE, calibrated(*parts[-1], precision))
+            each[task] = max(LEAST_CHANCE, calibrated(*parts[-1], precision, recall))
     chances, truth = (torch.cat(column) for column in zip(*parts, strict=True))
-    return max(LEAST_CHANCE, calibrated(chances, truth, precision)), each
+    return max(LEAST_CHANCE, calibrated(chances, truth, precision, recall)), each
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
