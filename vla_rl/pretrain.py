@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla_rl.algorithms.descent import descend
 from vla_rl.config import resolve_path
 from vla_rl.data.mirror import load_mirror
 from vla_rl.errors import NonFiniteError, UserError
@@ -66,7 +67,7 @@ class PretrainConfig:
         lr: peak AdamW step size; cosine to 2 % after ``warmup`` steps.
         warmup: linear warm-up steps.
         weight_decay: AdamW's.
-        grad_clip: maximal gradient norm.
+        grad_clip: maximal gradient norm; 0 = none.
         chunk_size: T.
         image_shift: random shift augmentation in pixels (0 = off).
         vision_steps: steps of visual warm start before (``vla_rl.pretrain_vision``; 0 = none).
@@ -218,10 +219,7 @@ class Pretrainer:
                 )
             for group in self.optimizer.param_groups:
                 group["lr"] = warmed_cosine(config.lr, config.warmup, self.step, config.steps)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_clip)
-            self.optimizer.step()
+            descend(self.optimizer, loss, config.grad_clip)
             self.step += 1
             if progress is not None:
                 progress(self.step, value)

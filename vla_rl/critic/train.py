@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vla_rl.algorithms.checkpoint import load_learner, save_learner
+from vla_rl.algorithms.descent import descend
 from vla_rl.critic.augment import augmented, disguised
 from vla_rl.critic.labels import done_label, soft_words
 from vla_rl.critic.metrics import calibrated
@@ -44,7 +45,7 @@ class CriticConfig:
         lr: peak AdamW step size; cosine to 2 % after ``warmup`` steps.
         warmup: linear warm-up steps.
         weight_decay: AdamW's.
-        grad_clip: maximal gradient norm.
+        grad_clip: maximal gradient norm; 0 = none.
         pairs: what is drawn (``vla_rl.critic.pairs.PairConfig``).
         differences: show beside two pictures what changed between them (``Critic.compared``); a published model may do without.
         width: standard deviation of an answer over the words, in progress.
@@ -193,10 +194,7 @@ class CriticTrainer:
                 )
             for group in self.optimizer.param_groups:
                 group["lr"] = warmed_cosine(config.lr, config.warmup, self.step, config.steps)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_clip)
-            self.optimizer.step()
+            descend(self.optimizer, loss, config.grad_clip)
             self.step += 1
             if progress is not None:
                 progress(self.step, {name: value.item() for name, value in parts.items()})
