@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vla_rl.bench.diffusion import settings_of
 from vla_rl.bench.diffusion_table import (
     AT_STEPS,
     costs,
@@ -77,6 +78,13 @@ def test_each_page_says_what_its_bases_are(tmp_path, name, title, bases):
     assert text.startswith(title) and f"`vla-rl bench {name}`" in text and bases in text
     assert all(asked.base in config.bases for asked in config.runs.values())
     assert set(config.algorithms) <= set(config.runs)
+
+
+def test_a_run_that_is_like_another_has_its_settings_before_its_own():
+    config = compose("bench_vlac", [])
+    turns, quick, alone = (settings_of(config, name) for name in ("turns", "turns_quick", "turns_no_expert"))
+    assert quick == [*turns, "path=assets/vlac-keypoints", "algorithm.utd=10"]
+    assert alone[: len(quick)] == quick and "kinds.expert=0" in alone[len(quick) :]
 
 
 def test_a_run_in_turns_is_over_with_its_last_and_costs_all_of_them(tmp_path):

@@ -55,6 +55,12 @@ def _policy(config: Any, path: Path) -> list[str]:
     return ["policy=lerobot", f"policy.path={path}", f"policy.horizon={config.horizon}", steps]
 
 
+def settings_of(config: Any, algorithm: str) -> list[str]:
+    """Those of a run, after the settings of the one that it is ``like``."""
+    asked = config.runs[algorithm]
+    return [*(settings_of(config, asked.like) if "like" in asked else []), *asked.settings]
+
+
 def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
     """One run, unless it is there already; an unfinished one is continued."""
     task, folder, asked = config.tasks[name], Path(config.work) / name, config.runs[algorithm]
@@ -66,7 +72,7 @@ def _train(config: Any, name: str, algorithm: str, seed: int) -> None:
         "env.cameras=[]",
         workers(config.num_workers),
         *_policy(config, folder / asked.base),
-        *[s.format(folder=folder, camera=task.get("camera")) for s in asked.settings],
+        *[s.format(folder=folder, camera=task.get("camera")) for s in settings_of(config, algorithm)],
         f"run.seed={seed}",
         f"run.steps={asked.steps}",
         f"run.final_episodes={config.episodes}",
