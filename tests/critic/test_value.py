@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.critic.metrics import calibrated, flat, precision_recall, reliability, voc, voc_f1
+from vla_rl.critic.metrics import calibrated, finding, flat, precision_recall, reliability, voc, voc_f1
 from vla_rl.critic.value import ValueFilter, accumulate, step_value, work_of
 
 
@@ -61,14 +61,17 @@ def test_order_correlation():
     assert voc(torch.zeros(9)) == 0.0 and voc_f1(0.8, -0.8) == pytest.approx(0.8) and voc_f1(0.8, 0.1) == 0.0
 
 
-def test_a_threshold_is_as_high_as_recall_allows_and_as_precision_needs():
+def test_thresholds_for_a_precision_and_for_a_recall():
     chances = torch.tensor([0.1, 0.4, 0.6, 0.7, 0.9])
     truth = torch.tensor([False, False, True, False, True])
     assert precision_recall(chances, truth, 0.65) == (0.5, 0.5)
-    assert calibrated(chances, truth, 0.98, 1.0) == pytest.approx(0.8), "precision first"
-    assert calibrated(chances, truth, 0.6, 1.0) == pytest.approx(0.5)
-    assert calibrated(chances, truth, 0.6, 0.5) == pytest.approx(0.8), "away from what is not done"
-    assert calibrated(chances, torch.zeros(5, dtype=torch.bool), 0.98, 0.9) > 1
+    assert calibrated(chances, truth, 0.98) == pytest.approx(0.8)
+    assert calibrated(chances, truth, 0.6) == pytest.approx(0.5)
+    assert calibrated(chances, truth, 0.6, 0.56) == pytest.approx(0.58)
+    assert calibrated(chances, truth, 0.6, 0.65) == pytest.approx(0.8)
+    assert calibrated(chances, torch.zeros(5, dtype=torch.bool), 0.98) > 1
+    assert [round(finding(chances, truth, r), 3) for r in (0.5, 0.51, 1.0)] == [0.9, 0.6, 0.6]
+    assert finding(chances, torch.zeros(5, dtype=torch.bool), 0.9) == 0.0
     cells = reliability(chances, truth)
     assert sum(c["count"] for c in cells) == 5
 

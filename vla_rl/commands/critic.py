@@ -2,7 +2,7 @@
 
 usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value ...]
        vla-rl critic eval path=DIR datasets=[DIR,...] [references=[DIR,...]] [json=FILE] [out=PAGE.html]
-       vla-rl critic calibrate path=DIR datasets=[DIR,...] [precision=0.98] [recall=0.95]
+       vla-rl critic calibrate path=DIR datasets=[DIR,...] [recall=0.95] [precision=0.98]
        vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [least_done=0.5] [drop=0.1]
        vla-rl critic turns path=DIR out=DIR env=... policy=... [turns=3] [settings of vla-rl train]
 
@@ -125,7 +125,7 @@ def _calibrate(config: Any) -> None:
     from vla_rl.critic.train import calibrate
     from vla_rl.critic.trajectories import read_trajectories
 
-    for name in ("precision", "recall"):
+    for name in ("recall", "precision"):
         if not 0 < config[name] <= 1:
             raise UserError(f"{name}={config[name]} must be in 0..1")
     folder = resolve_path(config.path)

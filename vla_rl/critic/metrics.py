@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -33,22 +34,24 @@ def precision_recall(chances: Tensor, truth: Tensor, threshold: float) -> tuple[
     return (right / float(called.sum()) if called.any() else 1.0), right / max(1.0, float(true.sum()))
 
 
-def calibrated(chances: Tensor, truth: Tensor, precision: float, recall: float) -> float:
-    """The highest threshold that finds ``recall`` of what is done, and higher where "done" is not right in ``precision`` of the cases there.
+def calibrated(chances: Tensor, truth: Tensor, precision: float, least: float = 0.0) -> float:
+    """The lowest threshold from ``least`` on at which "done" is right in at least ``precision`` of the cases; 1.01 (never) where there is none.
 
-    A few episodes show little of what might be taken for done, so the threshold stands as far from it as ``recall`` allows, and not
-    right above the worst that was seen. Between two chances that occur it lies in the middle.
-
-    Returns:
-        The threshold; 1.01 (never) where none is right so often.
+    Between two chances that occur it lies in the middle: the next ones will not be the same to the last digit.
     """
-    best, below = 1.01, 0.0
-    for threshold in chances.unique().tolist():
+    below = least
+    for threshold in chances[chances >= least].unique().tolist():
         right, found = precision_recall(chances, truth, threshold)
-        if right >= precision and found > 0 and (best > 1 or found >= recall):
-            best = (below + threshold) / 2
+        if right >= precision and found > 0:
+            return (below + threshold) / 2
         below = threshold
-    return best
+    return 1.01
+
+
+def finding(chances: Tensor, truth: Tensor, recall: float) -> float:
+    """The highest threshold at which at least ``recall`` of what is done is found; 0 where nothing is done."""
+    done = chances[truth.bool()].sort(descending=True).values
+    return float(done[math.ceil(recall * len(done)) - 1]) if len(done) else 0.0
 
 
 def reliability(chances: Tensor, truth: Tensor, cells: int = 10) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from vla_rl.algorithms.checkpoint import load_learner, save_learner
 from vla_rl.algorithms.descent import descend
 from vla_rl.critic.augment import augmented, disguised
 from vla_rl.critic.labels import done_label, soft_words
-from vla_rl.critic.metrics import calibrated
+from vla_rl.critic.metrics import calibrated, finding
 from vla_rl.critic.model import DONE, NOTES, PROGRESS, Critic, yes
 from vla_rl.critic.pairs import PAIRS, PairConfig, Pairs, Questions
 from vla_rl.critic.trajectories import Trajectory
@@ -55,8 +55,8 @@ class CriticConfig:
         shift: pixels of random shift.
         light: random change of brightness and contrast.
         held_out: share of each task's episodes kept to calibrate the threshold of done.
-        precision: of done on them, that the threshold is at least as high for.
-        recall: of done on them, that the threshold is as high as it can be for (``metrics.calibrated``).
+        recall: of done on all of them: thresholds are as high as it allows.
+        precision: of done on those of a task, for which its threshold is higher where it has to be.
         seed: of draws.
         save_every: steps between checkpoints.
     """
@@ -77,8 +77,8 @@ class CriticConfig:
     shift: int = 3
     light: float = 0.1
     held_out: float = 0.1
-    precision: float = 0.98
     recall: float = 0.95
+    precision: float = 0.98
     seed: int = 0
     save_every: int = 500
 
@@ -297,8 +297,8 @@ def calibrate(
     Args:
         path: its folder, whose notes are rewritten.
         trajectories: of the tasks to calibrate; the others keep theirs.
-        precision: that "done" should have on them, at least.
-        recall: the same; see ``metrics.calibrated``.
+        precision: that "done" should have on each task's.
+        recall: that it should have on all of them.
     """
     critic = Critic.load(path)
     overall, each = thresholds(critic, trajectories, precision, recall)
@@ -310,17 +310,19 @@ def calibrate(
 def thresholds(
     critic: Critic, trajectories: Sequence[Trajectory], precision: float, recall: float
 ) -> tuple[float, dict[str, float]]:
-    """The threshold of done for all tasks together, and for each task that has episodes of its own here."""
+    """The threshold of done for all tasks together, and for each task that has episodes of its own here.
+
+    A task's few episodes show little of what might be taken for done, so its threshold does not stand right above the worst of
+    them: at least as high as all tasks' recall allows.
+    """
     if not trajectories:
-        return 0.5, {}
-    each, parts = {}, []
-    for task in sorted({t.task for t in trajectories}):
-        mine = [t for t in trajectories if t.task == task]
-        parts.append(done_of(critic, mine))
-        if any(t.success for t in mine):
-            each[task] = max(LEAST_CHANCE, calibrated(*parts[-1], precision, recall))
-    chances, truth = (torch.cat(column) for column in zip(*parts, strict=True))
-    return max(LEAST_CHANCE, calibrated(chances, truth, precision, recall)), each
+        return LEAST_CHANCE, {}
+    tasks = sorted({t.task for t in trajectories})
+    parts = {task: done_of(critic, [t for t in trajectories if t.task == task]) for task in tasks}
+    together = [torch.cat(column) for column in zip(*parts.values(), strict=True)]
+    least = max(LEAST_CHANCE, finding(*together, recall))
+    each = {task: calibrated(*part, precision, least) for task, part in parts.items() if part[1].any()}
+    return calibrated(*together, precision, least), each
 
 
 def done_of(critic: Critic, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
