@@ -2,7 +2,7 @@
 
 usage: vla-rl critic train datasets=[DIR,...] train.start=DIR out=DIR [key=value ...]
        vla-rl critic eval path=DIR datasets=[DIR,...] [references=[DIR,...]] [json=FILE] [out=PAGE.html]
-       vla-rl critic calibrate path=DIR datasets=[DIR,...] [recall=0.95] [precision=0.98]
+       vla-rl critic calibrate path=DIR datasets=[DIR,...] [recall=0.97] [precision=0.98]
        vla-rl critic score path=DIR datasets=[DIR,...] out=DIR [least_voc=0.5] [least_done=0.5] [drop=0.1]
        vla-rl critic turns path=DIR out=DIR env=... policy=... [turns=3] [settings of vla-rl train]
 

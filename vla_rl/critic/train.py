@@ -77,7 +77,7 @@ class CriticConfig:
     shift: int = 3
     light: float = 0.1
     held_out: float = 0.1
-    recall: float = 0.95
+    recall: float = 0.97
     precision: float = 0.98
     seed: int = 0
     save_every: int = 500
