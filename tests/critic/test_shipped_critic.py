@@ -1,4 +1,4 @@
-"""The shipped critic on fresh episodes of the real simulator: values follow time, both ways, and the end is seen."""
+"""The shipped critics on fresh episodes of the real simulator: values follow time, both ways, and the end is seen."""
 
 import pytest
 import torch
@@ -24,8 +24,9 @@ def episodes(tmp_path_factory):
     return read_trajectories([out])
 
 
-def test_values_follow_time(episodes):
-    critic = Critic.load(ROOT / "assets" / "vlac-nano")
+@pytest.mark.parametrize("name", ["vlac-nano", "vlac-keypoints"])
+def test_values_follow_time(episodes, name):
+    critic = Critic.load(ROOT / "assets" / name)
     for each in episodes:
         assert each.success
         until = each.pictures[: each.end + 1]
