@@ -14,7 +14,7 @@ from typing import Any
 from vla_rl.errors import UserError
 from vla_rl.policies.remote import Remote
 from vla_rl.runtime.distributed.batches import TABLE, part_of
-from vla_rl.runtime.distributed.collector import DistributedCollector, Unreachable
+from vla_rl.runtime.distributed.collector import PATIENCE, DistributedCollector, Unreachable
 from vla_rl.runtime.distributed.learner import DistributedLearner
 from vla_rl.runtime.distributed.settings import Settings
 from vla_rl.serving.client import RemoteError
@@ -310,7 +310,7 @@ class Inferred(Remote):
         patience: seconds in which a dead one may come back.
     """
 
-    def __init__(self, handles: Sequence[Any], first: int, patience: float = 120.0) -> None:
+    def __init__(self, handles: Sequence[Any], first: int, patience: float = PATIENCE) -> None:
         import ray
 
         self.ray, self.handles, self.turn = ray, list(handles), first

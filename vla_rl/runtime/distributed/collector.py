@@ -31,7 +31,7 @@ LIFE = 20_000
 """Episodes of one generation of a collector, before its scenes come again."""
 
 PATIENCE = 300.0
-"""Seconds in which a learner that has gone may come back."""
+"""Seconds in which a learner that has gone, or a policy elsewhere, may come back: a busy machine takes minutes to start one."""
 
 PAUSE = 0.1
 """Seconds between two looks at a learner that is gone."""
