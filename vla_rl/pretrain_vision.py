@@ -17,6 +17,7 @@ import torch
 from lerobot.configs import NormalizationMode
 from torch import Tensor, nn
 
+from vla_rl.algorithms.descent import descend
 from vla_rl.errors import NonFiniteError, UserError
 from vla_rl.keys import IMAGES, STATE
 from vla_rl.nn.step_size import warmed_cosine
@@ -93,9 +94,7 @@ def regress(
             raise NonFiniteError(
                 f"the visual warm start's loss is {loss.item()} at step {step + 1}: lower train.lr"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         losses.append(loss.item())
         if progress is not None:
             progress(step + 1, losses[-1])

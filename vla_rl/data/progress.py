@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from vla_rl.algorithms.descent import descend
 from vla_rl.data.dataset import Episode, load_episodes
 from vla_rl.errors import UserError
 from vla_rl.keys import ENV_STATE, STATE
@@ -118,9 +119,7 @@ def learn(
             ahead = torch.where(goal[pick].isnan(), mean_of(target(seen[after[pick]])), goal[pick])
             wanted = two_hot(discount[pick] * ahead, config.bins)
         loss = functional.cross_entropy(network(seen[pick]), wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         polyak(target, network, config.tau)
         if progress is not None:
             progress(step + 1, loss.item())
